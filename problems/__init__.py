@@ -1,0 +1,40 @@
+"""What is solved: noise schedules, score models with exact derivatives, and the forms of their flow."""
+
+from problems.forms import DDIM, Flow, Form, Preconditioned, ProbabilityFlow, ReverseSDE
+from problems.makers import digits, digits_mixture, smooth_mixture, toy_mixture
+from problems.mixture import Mixture
+from problems.schedule import EDM, VE, VP, CosineVP, Schedule
+from problems.score import Autodiff, Bill, Model, Source, denoise
+from problems.series import Series
+from problems.textbook import Gaussian
+from problems.wrappers import AnalyticFirst, Guided, GuidedHeads, Ideal
+
+__all__ = [
+    "DDIM",
+    "EDM",
+    "VE",
+    "VP",
+    "AnalyticFirst",
+    "Autodiff",
+    "Bill",
+    "CosineVP",
+    "Flow",
+    "Form",
+    "Gaussian",
+    "Guided",
+    "GuidedHeads",
+    "Ideal",
+    "Mixture",
+    "Model",
+    "Preconditioned",
+    "ProbabilityFlow",
+    "ReverseSDE",
+    "Schedule",
+    "Series",
+    "Source",
+    "denoise",
+    "digits",
+    "digits_mixture",
+    "smooth_mixture",
+    "toy_mixture",
+]

@@ -1,0 +1,251 @@
+"""The noun *form*: in which coordinates is the flow of a score model written?
+
+A form turns a model into the right-hand side of a differential equation dy/ds = f(y, s), together with the
+maps between its coordinates (y, s) and the data's (x, t). The same flow looks very different to a method
+in different coordinates, so the form is a factor of every study.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from problems.schedule import Schedule
+from problems.score import Bill, Model, align
+from problems.series import Scalar, Series, T, convolve, sqrt
+
+
+class Form(ABC):
+    """An equation dy = f(y, s) ds (+ noise), in coordinates of its own.
+
+    Parameters
+    ----------
+    score
+        The model that the equation is made of.
+    """
+
+    def __init__(self, score: Model) -> None:
+        self.score = score
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule of the model."""
+        return self.score.schedule
+
+    @property
+    def spent(self) -> Bill:
+        """The bill of the model so far."""
+        return self.score.spent
+
+    @abstractmethod
+    def s(self, t: T) -> T:
+        """Return the independent variable at time t."""
+
+    @abstractmethod
+    def t(self, s: T) -> T:
+        """Return the time at which the independent variable is s."""
+
+    @abstractmethod
+    def enter(self, x: Tensor, t: Scalar) -> Tensor:
+        """Return the coordinates y of the state x at time t."""
+
+    @abstractmethod
+    def leave(self, y: Tensor, t: Scalar) -> Tensor:
+        """Return the state x whose coordinates at time t are y."""
+
+    @abstractmethod
+    def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return (f, df/ds, …), ``order`` entries: the derivatives of the solution through (y, s)."""
+
+    def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return the noise that the equation adds to y over [s0, s1]; zero for an ODE."""
+        return torch.zeros_like(y)
+
+
+class Flow(Form):
+    """The deterministic flow dx̄/dγ = ε written as y = scale(s) x̄ with γ = γ(s), two functions of s."""
+
+    @abstractmethod
+    def gamma(self, s: T) -> T:
+        """Return the noise-to-signal ratio at s."""
+
+    @abstractmethod
+    def scale(self, s: T) -> T:
+        """Return y/x̄ at s."""
+
+    def t(self, s: T) -> T:
+        """Return the time at which the independent variable is s."""
+        return self.schedule.time(self.gamma(s))
+
+    def enter(self, x: Tensor, t: Scalar) -> Tensor:
+        """Return y = scale x/α."""
+        t = align(t, x)
+        return x * (self.scale(self.s(t)) / self.schedule.alpha(t))
+
+    def leave(self, y: Tensor, t: Scalar) -> Tensor:
+        """Return x = α y/scale."""
+        t = align(t, y)
+        return y * (self.schedule.alpha(t) / self.scale(self.s(t)))
+
+    def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return the derivatives of y from the Taylor coefficients of x̄, which obey dx̄/ds = ε dγ/ds."""
+        h = Series.variable(s, order + 1)
+        gamma, scale = self.gamma(h), self.scale(h)
+        slope = [(i + 1) * gamma[i + 1] for i in range(order)]
+        push = self.score.expand(gamma)
+        xbar, eps, jet = [y / scale[0]], [], []
+        for j in range(order):
+            eps.append(push(xbar[j]))
+            xbar.append(torch.as_tensor(convolve(slope, eps, j)) / (j + 1))
+            jet.append(math.factorial(j + 1) * torch.as_tensor(convolve(scale.coefficients, xbar, j + 1)))
+        return tuple(jet)
+
+
+class DDIM(Flow):
+    """The DDIM ODE dx̄/dγ = ε (Eq. 6): y = x̄, s = γ. Its Euler method is DDIM, its TTM-2 is GENIE."""
+
+    def s(self, t: T) -> T:
+        """Return γ(t)."""
+        return self.schedule.gamma(t)
+
+    def gamma(self, s: T) -> T:
+        """Return s itself."""
+        return s
+
+    def scale(self, s: T) -> T:
+        """Return 1."""
+        return 0.0 * s + 1.0
+
+    def enter(self, x: Tensor, t: Scalar) -> Tensor:
+        """Return x̄ = x/α."""
+        return x / self.schedule.alpha(align(t, x))
+
+    def leave(self, y: Tensor, t: Scalar) -> Tensor:
+        """Return x = α x̄."""
+        return y * self.schedule.alpha(align(t, y))
+
+    def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return (ε, dε/dγ, …), which the model gives directly."""
+        return self.score.flow_jet(y, s, order)
+
+
+class Preconditioned(Flow):
+    """The preconditioned family (FORMULAS 2): u = (s² + γ²)^(-1/2), y = u x̄, dy/du = x̄ - (s² + γ²)/γ ε.
+
+    ``std=0`` is the data form (y = x/σ, u = 1/γ, dy/du = the denoised state), the variables of
+    DPM-Solver++. With the standard deviation of Gaussian data every method is exact on them; with the
+    standard deviation of a mixture's components dy/du is the posterior mean of the component, without any
+    stiff linear part.
+
+    Parameters
+    ----------
+    score
+        The model.
+    std
+        s ≥ 0.
+    """
+
+    def __init__(self, score: Model, std: float = 0.0) -> None:
+        super().__init__(score)
+        self.std = std
+
+    def s(self, t: T) -> T:
+        """Return u(t)."""
+        gamma = self.schedule.gamma(t)
+        return 1.0 / sqrt(self.std**2 + gamma * gamma)
+
+    def gamma(self, s: T) -> T:
+        """Return γ = √(1/u² - s²), factored so that little cancels."""
+        if self.std == 0.0:
+            return 1.0 / s
+        root = 1.0 / s
+        return sqrt((root - self.std) * (root + self.std))
+
+    def scale(self, s: T) -> T:
+        """Return u."""
+        return s
+
+
+class ProbabilityFlow(Flow):
+    """The probability-flow ODE dx/dt (Eq. 4): y = x, s = t."""
+
+    def s(self, t: T) -> T:
+        """Return t."""
+        return t
+
+    def t(self, s: T) -> T:
+        """Return s."""
+        return s
+
+    def gamma(self, s: T) -> T:
+        """Return γ(t)."""
+        return self.schedule.gamma(s)
+
+    def scale(self, s: T) -> T:
+        """Return α(t)."""
+        return self.schedule.alpha(s)
+
+    def enter(self, x: Tensor, t: Scalar) -> Tensor:
+        """Return x."""
+        return x
+
+    def leave(self, y: Tensor, t: Scalar) -> Tensor:
+        """Return x."""
+        return y
+
+
+class ReverseSDE(Form):
+    """The generative SDE dx = (α'/α x + g² ε/σ) dt + g dw, run with dt < 0 (Eq. 3).
+
+    For the paper's schedule the drift is -½β (x - 2ε/σ) and g² = β.
+
+    Parameters
+    ----------
+    score
+        The model.
+    generator
+        Source of the noise, on the device of the states.
+    """
+
+    def __init__(self, score: Model, generator: torch.Generator | None = None) -> None:
+        super().__init__(score)
+        self.generator = generator
+
+    def s(self, t: T) -> T:
+        """Return t."""
+        return t
+
+    def t(self, s: T) -> T:
+        """Return s."""
+        return s
+
+    def enter(self, x: Tensor, t: Scalar) -> Tensor:
+        """Return x."""
+        return x
+
+    def leave(self, y: Tensor, t: Scalar) -> Tensor:
+        """Return x."""
+        return y
+
+    def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return the drift.
+
+        Raises
+        ------
+        ValueError
+            If a derivative is asked for: the paths of an SDE have none.
+        """
+        if order > 1:
+            raise ValueError("the reverse SDE has no derivatives along its path; use a method of one drift call")
+        t = align(s, y)
+        eps = self.score.jet(y, t)[0]
+        return (self.schedule.drift(t) * y + (self.schedule.diffusion(t) / self.schedule.sigma(t)) * eps,)
+
+    def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return √(g²(s0) (s0 - s1)) z with z standard normal; time runs backwards, s1 < s0."""
+        noise = torch.randn(y.shape, generator=self.generator, dtype=y.dtype, device=y.device)
+        variance: Scalar = self.schedule.diffusion(s0) * (s0 - s1)
+        return sqrt(variance) * noise

@@ -1,0 +1,211 @@
+"""Noise schedules: how much signal α and noise σ a sample holds at time t, x_t = α x_0 + σ z.
+
+Every function accepts a float, a float tensor or a ``Series`` and returns the same kind; on a series it
+gives exact derivatives of any order. All are written without cancellation: in float64 the relative error
+of γ is a few units in the last place over the whole domain.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from problems.series import Scalar, T, atan, derivative, exp, expm1, log, log1p, sin, sqrt
+
+
+class Schedule(ABC):
+    """A noise schedule on [stop, start]; sampling runs from ``start`` (noise) down to ``stop`` (data)."""
+
+    start: float
+    stop: float
+
+    @abstractmethod
+    def alpha(self, t: T) -> T:
+        """Return the signal coefficient α(t)."""
+
+    @abstractmethod
+    def gamma(self, t: T) -> T:
+        """Return the noise-to-signal ratio γ(t) = σ/α, increasing in t (Eq. 6)."""
+
+    @abstractmethod
+    def time(self, gamma: T) -> T:
+        """Return the time t at which the noise-to-signal ratio is ``gamma``."""
+
+    @property
+    @abstractmethod
+    def prior_std(self) -> float:
+        """Standard deviation of x at ``start``, to which the data add nothing noticeable."""
+
+    def sigma(self, t: T) -> T:
+        """Return the noise coefficient σ(t) = α γ."""
+        return self.alpha(t) * self.gamma(t)
+
+    def log_snr(self, t: T) -> T:
+        """Return the logarithmic signal-to-noise ratio log(α²/σ²) = -2 log γ."""
+        return -2.0 * log(self.gamma(t))
+
+    def alpha_rate(self, t: Scalar) -> Scalar:
+        """Return dα/dt."""
+        return derivative(self.alpha, t)
+
+    def sigma_rate(self, t: Scalar) -> Scalar:
+        """Return dσ/dt."""
+        return derivative(self.sigma, t)
+
+    def gamma_rate(self, t: Scalar) -> Scalar:
+        """Return dγ/dt."""
+        return derivative(self.gamma, t)
+
+    def log_snr_rate(self, t: Scalar) -> Scalar:
+        """Return d log(α²/σ²)/dt."""
+        return derivative(self.log_snr, t)
+
+    def drift(self, t: Scalar) -> Scalar:
+        """Return f(t) = α'/α, the linear drift of the forward SDE dx = f x dt + g dw; -β/2 for VP."""
+        return self.alpha_rate(t) / self.alpha(t)
+
+    def diffusion(self, t: Scalar) -> Scalar:
+        """Return g²(t) = α² dγ²/dt, the squared diffusion coefficient of the forward SDE; β for VP."""
+        alpha, gamma = self.alpha(t), self.gamma(t)
+        return 2.0 * alpha * alpha * gamma * self.gamma_rate(t)
+
+
+@dataclass(frozen=True)
+class VP(Schedule):
+    """The variance-preserving schedule of the paper, β(t) = β_min + (β_max - β_min) t (Song et al. 2021).
+
+    With L(t) = ∫β = β_min t + ½(β_max - β_min) t²: α = exp(-L/2), σ² = 1 - exp(-L), γ² = exp(L) - 1.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    start: float = 1.0
+    stop: float = 1e-3
+
+    def _integral(self, t: T) -> T:
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
+
+    def beta(self, t: T) -> T:
+        """Return β(t)."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def alpha(self, t: T) -> T:
+        """Return α = exp(-L/2)."""
+        return exp(-0.5 * self._integral(t))
+
+    def sigma(self, t: T) -> T:
+        """Return σ = √(1 - exp(-L))."""
+        return sqrt(-expm1(-self._integral(t)))
+
+    def gamma(self, t: T) -> T:
+        """Return γ = √(exp(L) - 1)."""
+        return sqrt(expm1(self._integral(t)))
+
+    def time(self, gamma: T) -> T:
+        """Solve the quadratic L(t) = log(1 + γ²), in the form without cancellation at small γ."""
+        integral = log1p(gamma * gamma)
+        slope = self.beta_max - self.beta_min
+        return 2.0 * integral / (self.beta_min + sqrt(self.beta_min**2 + 2.0 * slope * integral))
+
+    @property
+    def prior_std(self) -> float:
+        """1: the schedule preserves unit variance."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class CosineVP(Schedule):
+    """The cosine schedule, α = cos φ / cos φ₀ with φ = (t + s)/(1 + s)·π/2 (Nichol & Dhariwal 2021).
+
+    γ² = cos²φ₀/cos²φ - 1 = sin(φ - φ₀) sin(φ + φ₀)/cos²φ keeps all digits at both ends. γ is infinite at
+    t = 1; sampling starts at 0.9946, as is usual (Lu et al. 2022). ``offset=0`` is α = cos(πt/2).
+    """
+
+    offset: float = 0.008
+    start: float = 0.9946
+    stop: float = 1e-3
+
+    @property
+    def _rate(self) -> float:
+        return 0.5 * math.pi / (1.0 + self.offset)
+
+    def alpha(self, t: T) -> T:
+        """Return α = cos φ / cos φ₀, the numerator taken as sin(π/2 - φ)."""
+        return sin(self._rate * (1.0 - t)) / math.cos(self._rate * self.offset)
+
+    def sigma(self, t: T) -> T:
+        """Return σ = √(sin(φ - φ₀) sin(φ + φ₀)) / cos φ₀."""
+        rate = self._rate
+        product = sin(rate * t) * sin(rate * (t + 2.0 * self.offset))
+        return sqrt(product) / math.cos(rate * self.offset)
+
+    def gamma(self, t: T) -> T:
+        """Return γ = √(sin(φ - φ₀) sin(φ + φ₀)) / cos φ."""
+        rate = self._rate
+        product = sin(rate * t) * sin(rate * (t + 2.0 * self.offset))
+        return sqrt(product) / sin(rate * (1.0 - t))
+
+    def time(self, gamma: T) -> T:
+        """Invert γ by the tangent of φ - φ₀, which does not cancel."""
+        phi0 = self._rate * self.offset
+        root = sqrt(gamma * gamma + math.sin(phi0) ** 2)
+        rise = gamma * gamma / (math.cos(phi0) * (root + math.sin(phi0)))
+        return atan(rise / (1.0 + math.tan(phi0) / math.cos(phi0) * root)) / self._rate
+
+    @property
+    def prior_std(self) -> float:
+        """1: the schedule preserves unit variance."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    """The geometric variance-exploding schedule, α = 1, σ = σ_min (σ_max/σ_min)^t (Song et al. 2021)."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    start: float = 1.0
+    stop: float = 1e-5
+
+    def alpha(self, t: T) -> T:
+        """Return α = 1."""
+        return 0.0 * t + 1.0
+
+    def gamma(self, t: T) -> T:
+        """Return γ = σ."""
+        return self.sigma_min * exp(math.log(self.sigma_max / self.sigma_min) * t)
+
+    def time(self, gamma: T) -> T:
+        """Invert the geometric progression."""
+        return log(gamma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
+    @property
+    def prior_std(self) -> float:
+        """Return σ_max."""
+        return self.sigma_max
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """The schedule of Karras et al. (2022): α = 1 and time is the noise level itself, σ = t."""
+
+    start: float = 80.0
+    stop: float = 0.002
+
+    def alpha(self, t: T) -> T:
+        """Return α = 1."""
+        return 0.0 * t + 1.0
+
+    def gamma(self, t: T) -> T:
+        """Return γ = t."""
+        return t
+
+    def time(self, gamma: T) -> T:
+        """Return t = γ."""
+        return gamma
+
+    @property
+    def prior_std(self) -> float:
+        """Return σ at the start."""
+        return self.start

@@ -1,0 +1,243 @@
+"""The noun *score*: what is ε at a point, and how does it change along a path?
+
+Every model of this suite answers one question: given the Taylor coefficients of a path (x̄(h), γ(h)),
+what are those of ε along it? From that follow the jets of every equation (``forms``), of guided models
+and of wrapped ones, at any order. The bill for every answer is kept here, where it is given, so no solver
+and no analysis ever counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from problems.schedule import Schedule
+from problems.series import Scalar, Series
+
+Push = Callable[[Tensor], Tensor]
+"""Takes the next Taylor coefficient of x̄ along a path, returns the next Taylor coefficient of ε."""
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What was evaluated, per sample.
+
+    Attributes
+    ----------
+    nfe
+        Evaluations of the score network (of an exact score: of ε).
+    jvp
+        Jacobian-vector products: one for each total derivative beyond ε.
+    head
+        Calls of a distilled derivative head.
+    """
+
+    nfe: int = 0
+    jvp: int = 0
+    head: int = 0
+
+    def __add__(self, other: Bill) -> Bill:
+        return Bill(self.nfe + other.nfe, self.jvp + other.jvp, self.head + other.head)
+
+    def __sub__(self, other: Bill) -> Bill:
+        return Bill(self.nfe - other.nfe, self.jvp - other.jvp, self.head - other.head)
+
+
+def align(t: Scalar, x: Tensor) -> Scalar:
+    """Give a tensor of times trailing axes of length 1, so that it broadcasts against states ``x``."""
+    if isinstance(t, Tensor) and 0 < t.ndim < x.ndim:
+        return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+    return t
+
+
+class Model(ABC):
+    """A score model: ε(x, t) and its total derivatives along paths.
+
+    Attributes
+    ----------
+    schedule
+        The noise schedule of the model.
+    data_std
+        Standard deviation of the data, per dimension; the preconditioned form is built on it.
+    """
+
+    schedule: Schedule
+    data_std: float
+
+    @abstractmethod
+    def expand(self, gamma: Series) -> Push:
+        """Begin a power-series expansion along the path with noise-to-signal ratio γ(h).
+
+        Parameters
+        ----------
+        gamma
+            Taylor coefficients of γ along the path, at least as many as there will be pushes; each a
+            float or a tensor that broadcasts against the states.
+
+        Returns
+        -------
+        Push
+            To be called with the Taylor coefficients of x̄ = x/α, in order, each of the shape of the
+            states; call j returns coefficient j of ε along the path and adds ``price(j)`` to the bill.
+        """
+
+    @abstractmethod
+    def price(self, j: int) -> Bill:
+        """Return what coefficient j of an expansion costs."""
+
+    @property
+    @abstractmethod
+    def spent(self) -> Bill:
+        """The bill so far."""
+
+    def flow_jet(self, xbar: Tensor, gamma: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return (ε, dε/dγ, …), ``order`` entries, along dx̄/dγ = ε through (x̄, γ) (Eq. 6)."""
+        push = self.expand(Series.variable(gamma, order))
+        coefficient, jet = xbar, []
+        for j in range(order):
+            e = push(coefficient)
+            jet.append(e if j < 2 else math.factorial(j) * e)
+            if j + 1 < order:
+                coefficient = e / (j + 1)
+        return tuple(jet)
+
+    def jet(self, x: Tensor, t: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return ε and its total derivatives in γ along the flow (Eqs. 6 and 10).
+
+        Parameters
+        ----------
+        x
+            States, shape (..., *event), any float dtype.
+        t
+            Time: a float, a 0-dim tensor, or a tensor whose axes are the leading axes of ``x``.
+        order
+            Number of entries: 1 gives (ε,), 2 gives (ε, dε/dγ), p gives up to the derivative of
+            order p - 1, which is what a truncated Taylor method of order p asks for.
+
+        Returns
+        -------
+        tuple of tensors of the shape and dtype of ``x``.
+        """
+        t = align(t, x)
+        return self.flow_jet(x / self.schedule.alpha(t), self.schedule.gamma(t), order)
+
+    def __call__(self, x: Tensor, t: Scalar) -> Tensor:
+        """Return ε(x, t)."""
+        return self.jet(x, t)[0]
+
+
+class Source(Model):
+    """A model that does its own evaluations, and therefore counts them."""
+
+    def __init__(self, schedule: Schedule, data_std: float) -> None:
+        self.schedule = schedule
+        self.data_std = data_std
+        self._spent = Bill()
+
+    @abstractmethod
+    def _expand(self, gamma: Series) -> Push:
+        """Do what ``expand`` says, without the bill."""
+
+    def expand(self, gamma: Series) -> Push:
+        """Begin an expansion along γ(h); see ``Model.expand``."""
+        push = self._expand(gamma)
+        index = itertools.count()
+
+        def billed(coefficient: Tensor) -> Tensor:
+            self._spent += self.price(next(index))
+            return push(coefficient)
+
+        return billed
+
+    def price(self, j: int) -> Bill:
+        """One score evaluation first, then one Jacobian-vector product for each derivative."""
+        return Bill(nfe=1) if j == 0 else Bill(jvp=1)
+
+    @property
+    def spent(self) -> Bill:
+        """Everything evaluated since the model was made."""
+        return self._spent
+
+
+class Autodiff(Source):
+    """Any function ε(x, t), differentiated along paths by nested forward-mode automatic differentiation.
+
+    Derivative j costs about 2ʲ evaluations of ε, so this is the provider for networks whose layers have no
+    series of their own, and the independent check of those that have.
+
+    Parameters
+    ----------
+    eps
+        ε(x, t) for states x and a time t (float, 0-dim tensor or one that broadcasts against x); must be
+        differentiable by ``torch.func.jvp``, nested as often as derivatives are asked for.
+    schedule
+        The noise schedule that ``eps`` belongs to.
+    data_std
+        Standard deviation of the data, per dimension.
+    """
+
+    def __init__(
+        self, eps: Callable[[Tensor, Scalar], Tensor], schedule: Schedule, data_std: float = 1.0
+    ) -> None:
+        super().__init__(schedule, data_std)
+        self._eps = eps
+
+    def _expand(self, gamma: Series) -> Push:
+        path: list[Tensor] = []
+
+        def eps_along(h: Tensor) -> Tensor:
+            t = self.schedule.time(_polynomial(gamma.coefficients[: len(path)], h))
+            return self._eps(self.schedule.alpha(t) * _polynomial(path, h), t)
+
+        def push(coefficient: Tensor) -> Tensor:
+            path.append(coefficient)
+            j = len(path) - 1
+            if j == 0:
+                t = self.schedule.time(gamma[0])
+                return self._eps(self.schedule.alpha(t) * coefficient, t)
+            f: Callable[[Tensor], Tensor] = eps_along
+            for _ in range(j):
+                f = _derivative(f)
+            zero = torch.zeros((), dtype=torch.float64, device=coefficient.device)
+            return f(zero) / math.factorial(j)
+
+        return push
+
+
+def _polynomial(coefficients: Sequence[Scalar], h: Tensor) -> Tensor:
+    """Evaluate Σ cⱼ hʲ by Horner's rule."""
+    value: Scalar = coefficients[-1]
+    for c in reversed(coefficients[:-1]):
+        value = c + h * value
+    return torch.as_tensor(value)
+
+
+def _derivative(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return f' for a function of one real variable, by forward mode."""
+
+    def slope(h: Tensor) -> Tensor:
+        tangent: Tensor = torch.func.jvp(f, (h,), (torch.ones_like(h),))[1]
+        return tangent
+
+    return slope
+
+
+def denoise(score: Model, x: Tensor, t: Scalar) -> Tensor:
+    """Return the denoised state x_0 = x̄ - γ ε, that is one DDIM step to γ = 0; costs one evaluation.
+
+    Parameters
+    ----------
+    score
+        The model.
+    x, t
+        States, shape (..., *event), and their time.
+    """
+    t = align(t, x)
+    xbar, gamma = x / score.schedule.alpha(t), score.schedule.gamma(t)
+    return xbar - gamma * score.flow_jet(xbar, gamma)[0]

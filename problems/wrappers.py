@@ -1,0 +1,171 @@
+"""Scores made of scores: each wrapper is a model itself, so no solver knows that it is there."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from problems.score import Bill, Model, Push
+from problems.series import Scalar, Series
+
+
+class Wrapper(Model):
+    """A model that answers with the help of one other model, and bills what that one bills."""
+
+    def __init__(self, score: Model) -> None:
+        self.score = score
+        self.schedule = score.schedule
+        self.data_std = score.data_std
+
+    def price(self, j: int) -> Bill:
+        """Return the price of the wrapped model."""
+        return self.score.price(j)
+
+    @property
+    def spent(self) -> Bill:
+        """The bill of the wrapped model."""
+        return self.score.spent
+
+
+class AnalyticFirst(Wrapper):
+    """The analytical first step (AFS, Sec. 3.2): at time t, and only there, ε = x and dε/dγ = 0, for free.
+
+    At the start the diffused distribution is the normal one to within a few millionths, so its score needs
+    no network. With a prior of standard deviation s the value is x/s.
+
+    Parameters
+    ----------
+    score
+        The model to call everywhere else.
+    t
+        The time of the first evaluation.
+    """
+
+    def __init__(self, score: Model, t: float) -> None:
+        super().__init__(score)
+        self._gamma = score.schedule.gamma(t)
+        self._gain = score.schedule.alpha(t) / score.schedule.prior_std
+
+    def expand(self, gamma: Series) -> Push:
+        """Begin an expansion; free at the first time, the wrapped model's elsewhere."""
+        if not _all_close(gamma[0], self._gamma):
+            return self.score.expand(gamma)
+        index = itertools.count()
+
+        def push(coefficient: Tensor) -> Tensor:
+            return self._gain * coefficient if next(index) == 0 else torch.zeros_like(coefficient)
+
+        return push
+
+
+class Ideal(Wrapper):
+    """Derivatives by the "ideal derivative trick" (App. B.2): dε/dγ = 0 along the flow, for free.
+
+    On the DDIM ODE the truncated Taylor method of any order then is DDIM; on the probability-flow ODE it is
+    the scheme of Tachibana et al. (2021), Eq. 47 (Eq. 51 with its middle term corrected).
+    """
+
+    def expand(self, gamma: Series) -> Push:
+        """Begin an expansion: ε is the wrapped model's, its derivatives are zero."""
+        push = self.score.expand(gamma)
+        index = itertools.count()
+
+        def ideal(coefficient: Tensor) -> Tensor:
+            return push(coefficient) if next(index) == 0 else torch.zeros_like(coefficient)
+
+        return ideal
+
+    def price(self, j: int) -> Bill:
+        """Return the price of ε; derivatives cost nothing."""
+        return self.score.price(0) if j == 0 else Bill()
+
+
+class _Pair(Model):
+    def __init__(self, conditional: Model, unconditional: Model, w: float) -> None:
+        if conditional.schedule != unconditional.schedule:
+            raise ValueError("guidance needs two models of one noise schedule")
+        self.conditional, self.unconditional, self.w = conditional, unconditional, w
+        self.schedule = conditional.schedule
+        self.data_std = conditional.data_std
+
+    def price(self, j: int) -> Bill:
+        """Return the price of both models."""
+        return self.conditional.price(j) + self.unconditional.price(j)
+
+    @property
+    def spent(self) -> Bill:
+        """The bills of both models together."""
+        if self.conditional is self.unconditional:
+            return self.conditional.spent
+        return self.conditional.spent + self.unconditional.spent
+
+    def _combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        return (1.0 + self.w) * conditional - self.w * unconditional
+
+
+class Guided(_Pair):
+    """Classifier-free guidance, ε = (1 + w) ε_c - w ε_u (Eq. 16), with the exact derivatives of that ε.
+
+    Both models are expanded along the one guided path, so a method of order p stays of order p.
+
+    Parameters
+    ----------
+    conditional, unconditional
+        The two models ε_c and ε_u, of one schedule.
+    w
+        The guidance scale; 0 is no guidance.
+
+    Raises
+    ------
+    ValueError
+        If the schedules differ.
+    """
+
+    def expand(self, gamma: Series) -> Push:
+        """Begin an expansion of the guided ε along its own path."""
+        conditional, unconditional = self.conditional.expand(gamma), self.unconditional.expand(gamma)
+        return lambda coefficient: self._combine(conditional(coefficient), unconditional(coefficient))
+
+
+class GuidedHeads(_Pair):
+    """Guidance as the paper combines it (Eqs. 16 and 81): each derivative along its own unguided flow.
+
+    The derivative of each model is taken (or was distilled) along the flow of that model alone, and the two
+    are combined as ε is. This is not the derivative of the guided ε: order two is lost.
+
+    Parameters
+    ----------
+    conditional, unconditional, w
+        As in ``Guided``.
+    """
+
+    def expand(self, gamma: Series) -> Push:
+        """Begin an expansion: both models start from the given point and follow flows of their own."""
+        models = (self.conditional, self.unconditional)
+        pushes = [m.expand(gamma) for m in models]
+        paths: list[list[Tensor]] = [[], []]
+        eps: list[list[Tensor]] = [[], []]
+
+        def push(coefficient: Tensor) -> Tensor:
+            j = len(eps[0])
+            for path, e, advance in zip(paths, eps, pushes, strict=True):
+                # dx̄/dh = ε dγ/dh for the model's own ε.
+                path.append(
+                    coefficient
+                    if j == 0
+                    else sum((e[i] * ((j - i) * gamma[j - i]) for i in range(j)), torch.zeros(()).to(coefficient))
+                    / j
+                )
+                e.append(advance(path[-1]))
+            return self._combine(eps[0][-1], eps[1][-1])
+
+        return push
+
+
+def _all_close(gamma: Scalar, reference: float) -> bool:
+    if isinstance(gamma, Tensor):
+        return bool(((gamma - reference).abs() <= 1e-9 * reference).all())
+    return math.isclose(gamma, reference, rel_tol=1e-9)

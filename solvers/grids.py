@@ -1,0 +1,76 @@
+"""The noun *grid*: where does a solver stop? Functions that return float64 times, from ``start`` to ``stop``.
+
+Encoding is the same grid reversed (``times.flip(0)``). The grid is a factor of its own: any grid goes with
+any solver.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from solvers.interface import Schedule
+
+
+def _ramp(steps: int, a: float, b: float) -> Tensor:
+    if steps < 1:
+        raise ValueError(f"a grid needs at least one step, not {steps}")
+    n = torch.arange(steps + 1, dtype=torch.float64)
+    return a + (b - a) * (n / steps)
+
+
+def _ends(times: Tensor, start: float, stop: float) -> Tensor:
+    """Put the two end points in exactly."""
+    times[0], times[-1] = start, stop
+    return times
+
+
+def power(steps: int, rho: float = 2.0, start: float = 1.0, stop: float = 1e-3) -> Tensor:
+    """Return the striding t_n = (start^(1/ρ) + n/N (stop^(1/ρ) - start^(1/ρ)))^ρ (Eq. 83).
+
+    Parameters
+    ----------
+    steps
+        N, at least 1.
+    rho
+        1 is linear striding, 2 quadratic (the paper's choice); Table 7 also has 1.5 and 2.5.
+    start, stop
+        First and last time.
+
+    Returns
+    -------
+    Tensor of N + 1 float64 times.
+    """
+    return _ends(_ramp(steps, start ** (1.0 / rho), stop ** (1.0 / rho)) ** rho, start, stop)
+
+
+def log_snr(steps: int, schedule: Schedule, start: float = 1.0, stop: float = 1e-3) -> Tensor:
+    """Return times at which the log-SNR is equally spaced (Lu et al. 2022).
+
+    Parameters
+    ----------
+    steps, start, stop
+        As in ``power``.
+    schedule
+        The noise schedule.
+    """
+    a, b = math.log(schedule.gamma(start)), math.log(schedule.gamma(stop))
+    return _ends(schedule.time(torch.exp(_ramp(steps, a, b))), start, stop)
+
+
+def edm(steps: int, schedule: Schedule, rho: float = 7.0, start: float = 1.0, stop: float = 1e-3) -> Tensor:
+    """Return times at which γ^(1/ρ) is equally spaced (Karras et al. 2022, Eq. 5; γ is their σ).
+
+    Parameters
+    ----------
+    steps, start, stop
+        As in ``power``.
+    schedule
+        The noise schedule.
+    rho
+        7 in the paper.
+    """
+    a, b = schedule.gamma(start) ** (1.0 / rho), schedule.gamma(stop) ** (1.0 / rho)
+    return _ends(schedule.time(_ramp(steps, a, b) ** rho), start, stop)

@@ -1,0 +1,104 @@
+"""The one interface: a solver asks an equation for the derivatives of its solution at a point, a jet.
+
+Everything else (coordinates, network, how derivatives are got, guidance, the bill) is behind that question,
+so this module, and with it every solver, knows nothing of diffusion models beyond a noise schedule.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+Scalar = float | Tensor
+"""A real number, or a tensor of them (one per trajectory) that broadcasts against the states."""
+
+
+class Schedule(Protocol):
+    """What grids and clocks need to know of a noise schedule."""
+
+    def gamma(self, t: Any) -> Any:
+        """Return the noise-to-signal ratio σ/α at time t."""
+
+    def time(self, gamma: Any) -> Any:
+        """Return the time at which the noise-to-signal ratio is ``gamma``."""
+
+
+class Equation(Protocol):
+    """A differential equation dy/ds = f(y, s), plus noise if it is a stochastic one."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule behind the equation."""
+
+    @property
+    def spent(self) -> Any:
+        """The bill so far; has a field ``nfe``."""
+
+    def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return (f, df/ds, …), ``order`` entries: the derivatives of the solution through (y, s)."""
+
+    def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return the noise that the equation adds to y over [s0, s1]; zero for an ODE."""
+
+    def s(self, t: Any) -> Any:
+        """Return the independent variable at time t."""
+
+    def t(self, s: Any) -> Any:
+        """Return the time at which the independent variable is s."""
+
+    def enter(self, x: Tensor, t: Scalar) -> Tensor:
+        """Return the equation's coordinates y of the state x at time t."""
+
+    def leave(self, y: Tensor, t: Scalar) -> Tensor:
+        """Return the state x whose coordinates at time t are y."""
+
+
+class Node(NamedTuple):
+    """One evaluation of the equation, remembered."""
+
+    s: Scalar
+    jet: tuple[Tensor, ...]
+
+
+Past = tuple[Node, ...]
+"""The nodes before the present one, newest first."""
+
+
+class Solver(ABC):
+    """A numerical method: how is one step taken?
+
+    A solver keeps no state. What a multistep method remembers is handed in and out by value, so its local
+    error can be measured with an exact past.
+    """
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """Order of global convergence in the step size, on smooth problems and smooth families of grids."""
+
+    @property
+    def reach(self) -> int:
+        """How many past nodes the method looks back on."""
+        return 0
+
+    @abstractmethod
+    def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
+        """Take one step.
+
+        Parameters
+        ----------
+        eq
+            The equation.
+        y
+            The solution at ``s0``, any batch of states.
+        s0, s1
+            Begin and end of the step, in either direction.
+        past
+            Up to ``reach`` nodes before ``s0``, newest first; fewer at the start of a march.
+
+        Returns
+        -------
+        The solution at ``s1``, and the node at ``s0`` to be remembered.
+        """

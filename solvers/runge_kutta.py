@@ -1,0 +1,93 @@
+"""Explicit Runge–Kutta methods, on any clock."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from solvers.clock import Own, Variable
+from solvers.interface import Equation, Node, Past, Scalar, Solver
+
+
+@dataclass(frozen=True)
+class RungeKutta(Solver):
+    """An explicit Runge–Kutta method.
+
+    On a clock of its own it is the textbook's. On a foreign clock its stages lie at the fractions cᵢ of the
+    step on that clock, each reached along a mean of the slopes before it: with RK4 and t these are the
+    pseudo-numerical steps of F-PNDM, the midpoint on the log-SNR is DPM-Solver-2.
+
+    Parameters
+    ----------
+    clock
+        The variable in which the fractions cᵢ are laid.
+    """
+
+    clock: Variable = Own()
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[tuple[float, ...], ...]:
+        """The rows aᵢⱼ of the tableau for the stages after the first; their sums are the fractions cᵢ."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> tuple[float, ...]:
+        """The weights bᵢ, one per stage."""
+
+    @property
+    @abstractmethod
+    def classical_order(self) -> int:
+        """The order of the tableau."""
+
+    @property
+    def order(self) -> int:
+        """The order of the tableau, where the clock allows it."""
+        return int(min(self.classical_order, self.clock.limit))
+
+    def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
+        """Evaluate the stages and combine them; the node remembered is the first stage."""
+        slopes = [eq.jet(y, s0)[0]]
+        for row in self.stages:
+            c = sum(row)
+            s = s1 if c == 1.0 else self.clock.between(eq, s0, s1, c)
+            slopes.append(eq.jet(y + (s - s0) * _mean(row, slopes), s)[0])
+        return y + (s1 - s0) * _mean(self.weights, slopes), Node(s0, (slopes[0],))
+
+
+def _mean(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    total = sum(weights)
+    terms = [(w / total) * k for w, k in zip(weights, slopes, strict=True) if w]
+    mean = terms[0]
+    for term in terms[1:]:
+        mean = mean + term
+    return mean
+
+
+@dataclass(frozen=True)
+class Heun(RungeKutta):
+    """Heun's method (improved Euler), the sampler of EDM; order 2, two evaluations."""
+
+    stages = ((1.0,),)
+    weights = (0.5, 0.5)
+    classical_order = 2
+
+
+@dataclass(frozen=True)
+class Midpoint(RungeKutta):
+    """The explicit midpoint rule; order 2, two evaluations. On the log-SNR clock it is DPM-Solver-2."""
+
+    stages = ((0.5,),)
+    weights = (0.0, 1.0)
+    classical_order = 2
+
+
+@dataclass(frozen=True)
+class RK4(RungeKutta):
+    """The classical Runge–Kutta method; order 4, four evaluations."""
+
+    stages = ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0))
+    weights = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+    classical_order = 4
