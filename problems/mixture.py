@@ -115,7 +115,9 @@ class _Separate:
         variances = self.variances.to(like)
         log_weights = self.log_weights.to(like)
         # Scalars of shape (N, 1) must meet arrays of shape (N, K, D).
-        grown = [c[:, None] if isinstance(c, Tensor) and c.ndim == 2 else c for c in (gamma * gamma).coefficients]
+        grown = [
+            c[:, None] if isinstance(c, Tensor) and c.ndim == 2 else c for c in (gamma * gamma).coefficients
+        ]
         precision = 1.0 / Series([variances + grown[0], *grown[1:]])
         centre = self._rotate_means().to(like)
         path: list[Tensor] = []
@@ -137,7 +139,9 @@ class _Separate:
             if j == 0:
                 log_determinant.append((variances + grown[0]).log())
             else:
-                slope = sum(i * torch.as_tensor(grown[i]).to(like) * precision[j - i] for i in range(1, j + 1))
+                slope = sum(
+                    i * torch.as_tensor(grown[i]).to(like) * precision[j - i] for i in range(1, j + 1)
+                )
                 log_determinant.append(torch.as_tensor(slope) / j)
             logits = -0.5 * (distance + log_determinant[j]).sum(-1)
             if j == 0:
@@ -165,7 +169,9 @@ class _Separate:
 
     def perturb(self, index: Tensor, normal: Tensor) -> Tensor:
         scaled = self.variances.to(normal)[index].sqrt() * normal
-        return scaled if self.axes is None else torch.einsum("nde,ne->nd", self.axes.to(normal)[index], scaled)
+        return (
+            scaled if self.axes is None else torch.einsum("nde,ne->nd", self.axes.to(normal)[index], scaled)
+        )
 
     def covariance(self) -> Tensor:
         weights = self.log_weights.exp()
@@ -251,7 +257,9 @@ class Mixture(Source):
             raise ValueError("a covariance matrix has a negative eigenvalue")
         log_weights = _log_weights(weights, flat)
         mixture = cls.__new__(cls)
-        mixture._set_up(means, _Separate(flat, variances.clamp(min=0), axes, log_weights), log_weights, schedule)
+        mixture._set_up(
+            means, _Separate(flat, variances.clamp(min=0), axes, log_weights), log_weights, schedule
+        )
         return mixture
 
     def _set_up(

@@ -156,7 +156,9 @@ class GuidedHeads(_Pair):
                 path.append(
                     coefficient
                     if j == 0
-                    else sum((e[i] * ((j - i) * gamma[j - i]) for i in range(j)), torch.zeros(()).to(coefficient))
+                    else sum(
+                        (e[i] * ((j - i) * gamma[j - i]) for i in range(j)), torch.zeros(()).to(coefficient)
+                    )
                     / j
                 )
                 e.append(advance(path[-1]))

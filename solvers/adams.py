@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from solvers.clock import Clock, Own, as_float, hermite_weights
@@ -59,7 +59,7 @@ class Adams(Solver):
         """k - 1."""
         return self.k - 1
 
-    def weights(self, eq: Equation, s1: float, nodes: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
         """Return the weights of a step.
 
         Parameters
@@ -75,9 +75,9 @@ class Adams(Solver):
         -------
         One row per node with the weights of y', y'', … there.
         """
-        c = hermite_weights(self.clock.measure(eq, s1, nodes), self.p)
+        c = hermite_weights(self.clock.measure(eq, s1, nodes, self.p * len(nodes)), self.p)
         h = s1 - nodes[0]
-        return tuple(map(tuple, (c * h ** np.arange(self.p)).tolist()))
+        return [[h**i * w for i, w in enumerate(row)] for row in c]
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Take one step; while the past is too short, with the starting method."""
@@ -85,7 +85,7 @@ class Adams(Solver):
             return self.start.step(eq, y, s0, s1, past)
         node = Node(s0, eq.jet(y, s0, self.p))
         nodes = (node, *past[: self.reach])
-        weights = self.weights(eq, as_float(s1), tuple(as_float(n.s) for n in nodes))
+        weights = self.weights(eq, as_float(s1), [as_float(n.s) for n in nodes])
         for n, row in zip(nodes, weights, strict=True):
             for derivative, weight in zip(n.jet, row, strict=False):
                 y = y + weight * derivative

@@ -13,18 +13,26 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from solvers.interface import Equation, Scalar
 
-Array = NDArray[np.float64]
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
-_NODES, _WEIGHTS = 0.5 * (1.0 + _NODES), 0.5 * _WEIGHTS
+@cache
+def _gauss(n: int) -> tuple[list[float], list[float]]:
+    """Nodes and weights of the Gauss–Legendre rule on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return (0.5 + 0.5 * nodes).tolist(), (0.5 * weights).tolist()
+
+
+def _uniform(length: float, data: int) -> tuple[list[float], list[float]]:
+    """Return the rule for the uniform measure of a step, exact for polynomials through ``data`` data."""
+    places, weights = _gauss(data // 2 + 1)
+    return places, [length * w for w in weights]
 
 
 class Measure(NamedTuple):
@@ -40,9 +48,9 @@ class Measure(NamedTuple):
         Readings of the clock at s0 and at the nodes before it, in the same fractions: 0, then the past.
     """
 
-    places: Array
-    weights: Array
-    nodes: Array
+    places: list[float]
+    weights: list[float]
+    nodes: list[float]
 
 
 class Clock(ABC):
@@ -54,8 +62,20 @@ class Clock(ABC):
         """The highest order that a method can keep on this clock, on a smooth family of grids."""
 
     @abstractmethod
-    def measure(self, eq: Equation, s1: float, nodes: Sequence[float]) -> Measure:
-        """Return the measure of the step from nodes[0] to s1, with the nodes (newest first) on the clock."""
+    def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
+        """Return the measure of the step from nodes[0] to s1.
+
+        Parameters
+        ----------
+        eq
+            The equation, which knows the way from s to the clock.
+        s1
+            End of the step.
+        nodes
+            Its begin and the places before it, newest first.
+        data
+            Number of data to interpolate.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,9 +87,9 @@ class Index(Clock):
         """2."""
         return 2
 
-    def measure(self, eq: Equation, s1: float, nodes: Sequence[float]) -> Measure:
+    def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
         """Equal steps, whatever the grid."""
-        return Measure(_NODES, (s1 - nodes[0]) * _WEIGHTS, -np.arange(float(len(nodes))))
+        return Measure(*_uniform(s1 - nodes[0], data), [-float(j) for j in range(len(nodes))])
 
 
 class Variable(Clock):
@@ -93,11 +113,11 @@ class Variable(Clock):
         u0, u1 = self.read(eq, as_float(s0)), self.read(eq, as_float(s1))
         return self.place(eq, u0 + fraction * (u1 - u0))
 
-    def measure(self, eq: Equation, s1: float, nodes: Sequence[float]) -> Measure:
+    def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
         """Integrate over the clock as if it were s."""
-        u = np.array([self.read(eq, s) for s in nodes])
-        u1 = self.read(eq, s1)
-        return Measure(_NODES, (s1 - nodes[0]) * _WEIGHTS, (u - u[0]) / (u1 - u[0]))
+        u0, length = self.read(eq, nodes[0]), self.read(eq, s1) - self.read(eq, nodes[0])
+        readings = [0.0, *((self.read(eq, s) - u0) / length for s in nodes[1:])]
+        return Measure(*_uniform(s1 - nodes[0], data), readings)
 
 
 @dataclass(frozen=True)
@@ -161,23 +181,23 @@ class Exact(Clock):
         """Unlimited."""
         return math.inf
 
-    def measure(self, eq: Equation, s1: float, nodes: Sequence[float]) -> Measure:
+    def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
         """Quadrature over log s (over s where the step reaches 0 or below), read on the clock."""
-        s0 = nodes[0]
+        s0, (fractions, gauss) = nodes[0], _gauss(48)
         if min(s0, s1) > 0.0:
             ratio = math.log(s1 / s0)
-            s = s0 * np.exp(ratio * _NODES)
-            weights = ratio * s * _WEIGHTS
+            places = [s0 * math.exp(ratio * f) for f in fractions]
+            weights = [ratio * s * w for s, w in zip(places, gauss, strict=True)]
         else:
-            s = s0 + (s1 - s0) * _NODES
-            weights = (s1 - s0) * _WEIGHTS
-        u = np.array([self.clock.read(eq, v) for v in nodes])
-        u1 = self.clock.read(eq, s1)
-        places = np.array([self.clock.read(eq, float(v)) for v in s])
-        return Measure((places - u[0]) / (u1 - u[0]), weights, (u - u[0]) / (u1 - u[0]))
+            places = [s0 + (s1 - s0) * f for f in fractions]
+            weights = [(s1 - s0) * w for w in gauss]
+        u0 = self.clock.read(eq, s0)
+        length = self.clock.read(eq, s1) - u0
+        on_clock = [(self.clock.read(eq, s) - u0) / length for s in places]
+        return Measure(on_clock, weights, [0.0, *((self.clock.read(eq, s) - u0) / length for s in nodes[1:])])
 
 
-def hermite_weights(measure: Measure, derivatives: int) -> Array:
+def hermite_weights(measure: Measure, derivatives: int) -> list[list[float]]:
     """Return the weights of the rule that integrates the Hermite interpolant of the past over a step.
 
     The interpolant matches a function and its first ``derivatives`` - 1 derivatives (on the clock, in
@@ -187,30 +207,29 @@ def hermite_weights(measure: Measure, derivatives: int) -> Array:
 
     Returns
     -------
-    Array of shape (nodes, derivatives).
+    One row per node: the weights of the value and of the derivatives there.
     """
-    nodes, p = measure.nodes, derivatives
-    z = np.repeat(nodes, p)
+    p = derivatives
+    z = [node for node in measure.nodes for _ in range(p)]
     n = len(z)
-    # Column m holds f[z_m, …, z_{m+d}] for unit data, in pass d; rows are the data, node by node.
-    table = np.zeros((n, n))
-    for m in range(n):
-        table[(m // p) * p, m] = 1.0
-    moments = np.empty(n)
-    basis = np.ones_like(measure.places)
-    differences = np.empty((n, n))
+    # In pass d, differences[m] is f[z_m, …, z_{m+d}] as a linear function of the data, node by node.
+    differences = [[1.0 if i == m // p * p else 0.0 for i in range(n)] for m in range(n)]
+    weights = [0.0] * n
+    basis = measure.weights
     for d in range(n):
-        moments[d] = measure.weights @ basis
-        differences[:, d] = table[:, 0]
-        basis = basis * (measure.places - z[d])
-        following = np.zeros((n, n - d - 1))
+        moment = sum(basis)
+        weights = [w + moment * f for w, f in zip(weights, differences[0], strict=True)]
+        basis = [b * (place - z[d]) for b, place in zip(basis, measure.places, strict=True)]
         for m in range(n - d - 1):
-            if z[m] == z[m + d + 1]:
-                following[(m // p) * p + d + 1, m] = 1.0 / math.factorial(d + 1)
+            gap = z[m + d + 1] - z[m]
+            if gap == 0.0:
+                datum, value = m // p * p + d + 1, 1.0 / math.factorial(d + 1)
+                differences[m] = [value if i == datum else 0.0 for i in range(n)]
             else:
-                following[:, m] = (table[:, m + 1] - table[:, m]) / (z[m + d + 1] - z[m])
-        table = following
-    return (differences @ moments).reshape(len(nodes), p)
+                differences[m] = [
+                    (b - a) / gap for a, b in zip(differences[m], differences[m + 1], strict=True)
+                ]
+    return [weights[i : i + p] for i in range(0, n, p)]
 
 
 def as_float(s: Scalar) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,7 +44,7 @@ class Taylor(Solver):
             slope = jet[k - 1] + (h / (k + 1)) * slope
         return y + h * slope, Node(s0, jet)
 
-    def weights(self, eq: Equation, s1: float, nodes: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
         """Return the weights hᵏ/k! of the jet at s0, one row; see ``Adams.weights``."""
         h = s1 - nodes[0]
-        return (tuple(h ** (k + 1) / math.factorial(k + 1) for k in range(self.p)),)
+        return [[h ** (k + 1) / math.factorial(k + 1) for k in range(self.p)]]
