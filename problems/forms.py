@@ -239,9 +239,7 @@ class ReverseSDE(Form):
             If a derivative is asked for: the paths of an SDE have none.
         """
         if order > 1:
-            raise ValueError(
-                "the reverse SDE has no derivatives along its path; use a method of one drift call"
-            )
+            raise ValueError("the reverse SDE has no derivatives along its path")
         t = align(s, y)
         eps = self.score.jet(y, t)[0]
         return (self.schedule.drift(t) * y + (self.schedule.diffusion(t) / self.schedule.sigma(t)) * eps,)

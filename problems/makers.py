@@ -43,7 +43,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def smooth_mixture(schedule: Schedule | None = None) -> Mixture:
-    """Return three wide, unequal Gaussians in the plane: a problem on which methods show their orders early."""
+    """Return three wide, unequal Gaussians in the plane, on which methods show their orders early."""
     means = torch.tensor([[0.8, 0.1], [-0.5, 0.6], [-0.2, -0.7]], dtype=torch.float64)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     return Mixture(means, 0.4, weights, schedule)
