@@ -70,7 +70,7 @@ class _Shared:
         return push
 
     def log_densities(self, xbar: Tensor, gamma: Scalar) -> Tensor:
-        variance = torch.as_tensor(self.std**2 + gamma * gamma).to(xbar)
+        variance = torch.as_tensor(self.std**2 + gamma * gamma, dtype=torch.float64).to(xbar)
         square = torch.cdist(xbar, self.means.to(xbar), compute_mode="donot_use_mm_for_euclid_dist").square()
         dimension = xbar.shape[-1]
         return -0.5 * (square / variance + dimension * torch.log(2.0 * math.pi * variance))
@@ -139,10 +139,8 @@ class _Separate:
             if j == 0:
                 log_determinant.append((variances + grown[0]).log())
             else:
-                slope = sum(
-                    i * torch.as_tensor(grown[i]).to(like) * precision[j - i] for i in range(1, j + 1)
-                )
-                log_determinant.append(torch.as_tensor(slope) / j)
+                slope = sum(i * grown[i] * precision[j - i] for i in range(1, j + 1))
+                log_determinant.append(torch.as_tensor(slope / j).to(like))
             logits = -0.5 * (distance + log_determinant[j]).sum(-1)
             if j == 0:
                 logits = logits + log_weights
@@ -327,7 +325,7 @@ class Mixture(Source):
         flat = (x / alpha).reshape(-1, self._flat.shape[-1])
         log_weights = self.weights.to(flat).log()
         terms = self._components.log_densities(flat, _column(gamma, batch)) + log_weights
-        jacobian = torch.as_tensor(_column(alpha, batch)).to(x).log().reshape(-1)
+        jacobian = torch.as_tensor(_column(alpha, batch), dtype=torch.float64).to(x).log().reshape(-1)
         return (torch.logsumexp(terms, -1) - flat.shape[-1] * jacobian).reshape(batch)
 
     def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -359,7 +357,7 @@ class Mixture(Source):
 
 
 def _column(c: Scalar, batch: torch.Size) -> Scalar:
-    """Give a scalar that broadcasts against states of batch shape ``batch`` the shape that meets flat ones."""
+    """Give a scalar that broadcasts against states of this batch shape the shape of flat ones."""
     if not isinstance(c, Tensor) or c.numel() == 1:
         return c
     return c.reshape(c.shape[: len(batch)]).expand(batch).reshape(-1, 1)

@@ -88,7 +88,7 @@ class Series:
 
 
 def convolve(a: Sequence[Scalar], b: Sequence[Scalar], j: int) -> Scalar:
-    """Return coefficient j of the product of two series, Σ aᵢ b_{j-i}; exact zeros and ones in ``a`` are free."""
+    """Return coefficient j of a product, Σ aᵢ b_{j-i}; exact zeros and ones in ``a`` are free."""
     total: Scalar = 0.0
     for i in range(j + 1):
         ai = a[i]

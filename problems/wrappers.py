@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from problems.score import Bill, Model, Push
-from problems.series import Scalar, Series
+from problems.series import Scalar, Series, convolve
 
 
 class Wrapper(Model):
@@ -144,24 +144,16 @@ class GuidedHeads(_Pair):
 
     def expand(self, gamma: Series) -> Push:
         """Begin an expansion: both models start from the given point and follow flows of their own."""
-        models = (self.conditional, self.unconditional)
-        pushes = [m.expand(gamma) for m in models]
-        paths: list[list[Tensor]] = [[], []]
+        pushes = [model.expand(gamma) for model in (self.conditional, self.unconditional)]
         eps: list[list[Tensor]] = [[], []]
+        slope = [(i + 1) * gamma[i + 1] for i in range(len(gamma) - 1)]
 
         def push(coefficient: Tensor) -> Tensor:
             j = len(eps[0])
-            for path, e, advance in zip(paths, eps, pushes, strict=True):
-                # dx̄/dh = ε dγ/dh for the model's own ε.
-                path.append(
-                    coefficient
-                    if j == 0
-                    else sum(
-                        (e[i] * ((j - i) * gamma[j - i]) for i in range(j)), torch.zeros(()).to(coefficient)
-                    )
-                    / j
-                )
-                e.append(advance(path[-1]))
+            for e, advance in zip(eps, pushes, strict=True):
+                # dx̄/dh = ε dγ/dh, with the model's own ε.
+                own = coefficient if j == 0 else torch.as_tensor(convolve(slope, e, j - 1)) / j
+                e.append(advance(own))
             return self._combine(eps[0][-1], eps[1][-1])
 
         return push
