@@ -56,6 +56,11 @@ def align(t: Scalar, x: Tensor) -> Scalar:
     return t
 
 
+def like(value: Scalar, x: Tensor) -> Scalar:
+    """Give a tensor of numbers the dtype and device of ``x``, so that it does not promote states."""
+    return value.to(x) if isinstance(value, Tensor) and value.ndim > 0 else value
+
+
 class Model(ABC):
     """A score model: ε(x, t) and its total derivatives along paths.
 
@@ -125,7 +130,8 @@ class Model(ABC):
         tuple of tensors of the shape and dtype of ``x``.
         """
         t = align(t, x)
-        return self.flow_jet(x / self.schedule.alpha(t), self.schedule.gamma(t), order)
+        xbar = x / like(self.schedule.alpha(t), x)
+        return self.flow_jet(xbar, like(self.schedule.gamma(t), x), order)
 
     def __call__(self, x: Tensor, t: Scalar) -> Tensor:
         """Return ε(x, t)."""
@@ -239,5 +245,5 @@ def denoise(score: Model, x: Tensor, t: Scalar) -> Tensor:
         States, shape (..., *event), and their time.
     """
     t = align(t, x)
-    xbar, gamma = x / score.schedule.alpha(t), score.schedule.gamma(t)
+    xbar, gamma = x / like(score.schedule.alpha(t), x), like(score.schedule.gamma(t), x)
     return xbar - gamma * score.flow_jet(xbar, gamma)[0]
