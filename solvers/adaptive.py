@@ -11,8 +11,12 @@ from torchdiffeq import odeint
 from solvers.interface import Equation, Node, Past, Scalar, Solver
 
 
+class Adaptive(Solver):
+    """A method for which a grid is only a list of times to come by: between them it chooses its own steps."""
+
+
 @dataclass(frozen=True)
-class RK45(Solver):
+class RK45(Adaptive):
     """Dormand–Prince 5(4) with step-size control for the whole batch, by torchdiffeq.
 
     torchdiffeq steps beyond the end of the interval and interpolates back unless it is told where to stop;

@@ -1,0 +1,198 @@
+"""The table of methods: one line for each name in the literature.
+
+A method is a solver, on a form of the flow, over a grid, with or without the analytical first step and the
+final denoising. A new solver is one class in ``solvers/`` and one line here; from that line it gets a local
+error curve, an order certificate, a row in every table, a benchmark and a bill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from problems import DDIM, AnalyticFirst, Form, Ideal, Model, Preconditioned, ProbabilityFlow, ReverseSDE, Source
+from problems import denoise as denoise_step
+from problems.schedule import Schedule
+from problems.score import Bill, Push
+from problems.series import Series
+from solvers import RK4, RK45, Adams, EulerMaruyama, Exact, Heun, Index, LogSNR, Midpoint, Solver, Taylor, Time
+from solvers import final, march
+from solvers.adaptive import Adaptive
+from solvers.grids import edm, log_snr, power
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A named form of the flow: a function of the model and the source of noise."""
+
+    name: str
+    make: Callable[[Model, torch.Generator | None], Form] = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A named family of grids: the times of a schedule in a given number of steps."""
+
+    name: str
+    times: Callable[[int, Schedule], Tensor] = field(repr=False, compare=False)
+
+
+FORMS = {
+    form.name: form
+    for form in (
+        Coordinates("ddim", lambda score, _: DDIM(score)),
+        Coordinates("pf", lambda score, _: ProbabilityFlow(score)),
+        Coordinates("data", lambda score, _: Preconditioned(score, 0.0)),
+        Coordinates("preconditioned", lambda score, _: Preconditioned(score, score.data_std)),
+        Coordinates("ideal-ddim", lambda score, _: DDIM(Ideal(score))),
+        Coordinates("ideal-pf", lambda score, _: ProbabilityFlow(Ideal(score))),
+        Coordinates("sde", ReverseSDE),
+    )
+}
+"""The forms by name; the deterministic ones without tricks are crossed with every solver."""
+
+FLOWS = ("ddim", "pf", "data", "preconditioned")
+
+GRIDS = {
+    grid.name: grid
+    for grid in (
+        Grid("linear", lambda n, schedule: power(n, 1.0, schedule.start, schedule.stop)),
+        Grid("rho1.5", lambda n, schedule: power(n, 1.5, schedule.start, schedule.stop)),
+        Grid("quadratic", lambda n, schedule: power(n, 2.0, schedule.start, schedule.stop)),
+        Grid("rho2.5", lambda n, schedule: power(n, 2.5, schedule.start, schedule.stop)),
+        Grid("log-snr", lambda n, schedule: log_snr(n, schedule, schedule.start, schedule.stop)),
+        Grid("edm", lambda n, schedule: edm(n, schedule, 7.0, schedule.start, schedule.stop)),
+    )
+}
+"""The grids by name."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A sampler, complete.
+
+    Attributes
+    ----------
+    solver
+        How one step is taken.
+    form
+        In which coordinates.
+    grid
+        Where the steps lie; the paper's quadratic striding by default.
+    afs
+        Whether the first evaluation is the analytical one (Sec. 3.2); saves one evaluation.
+    denoise
+        Whether the last state is denoised (a DDIM step to γ = 0); costs one evaluation.
+    """
+
+    solver: Solver
+    form: Coordinates = FORMS["ddim"]
+    grid: Grid = GRIDS["quadratic"]
+    afs: bool = False
+    denoise: bool = False
+
+    def sample(
+        self, score: Model, steps: int, x: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the states to which the method brings ``x``.
+
+        Parameters
+        ----------
+        score
+            The model; its bill grows by what is spent.
+        steps
+            Number of steps of the grid.
+        x
+            States at the start of the schedule, shape (n, *event).
+        generator
+            Source of noise for stochastic methods.
+        """
+        times = self.grid.times(steps, score.schedule)
+        start, stop = float(times[0]), float(times[-1])
+        if self.afs:
+            score = AnalyticFirst(score, start)
+        state = final(march(self.form.make(score, generator), self.solver, times, x))
+        return denoise_step(score, state.x, stop) if self.denoise else state.x
+
+    def bill(self, model: Model, steps: int) -> Bill:
+        """Return what ``steps`` steps would cost on the model, found by doing them on a free copy of it."""
+        rehearsal = _Rehearsal(model)
+        self.sample(rehearsal, steps, torch.zeros(1, 1, dtype=torch.float64))
+        return rehearsal.spent
+
+    def steps(self, model: Model, nfe: int) -> int:
+        """Return the most steps that a budget of score evaluations pays for.
+
+        A multistep method must at least get through its starting steps. A method that chooses its own
+        steps gets the whole interval as one.
+
+        Parameters
+        ----------
+        model
+            The model, for its prices (guidance doubles them).
+        nfe
+            The budget, in score evaluations per sample.
+
+        Raises
+        ------
+        ValueError
+            If the budget is too small; the message says what the method needs.
+        """
+        if isinstance(self.solver, Adaptive):
+            return 1
+        least = max(1, self.solver.reach)
+        needed = self.bill(model, least).nfe
+        if needed > nfe:
+            raise ValueError(f"needs at least {needed} NFE ({least} steps), so {nfe} are too few")
+        low, high = least, 2 * least
+        while self.bill(model, high).nfe <= nfe:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.bill(model, middle).nfe <= nfe else (low, middle)
+        return low
+
+
+class _Rehearsal(Source):
+    """A model that costs what another one costs, and is zero."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model.schedule, model.data_std)
+        self.price = model.price  # type: ignore[method-assign]
+
+    def _expand(self, gamma: Series) -> Push:
+        return torch.zeros_like
+
+
+METHODS = {
+    # The paper's: truncated Taylor methods, the multistep methods of Liu et al. (2022), and its baselines.
+    "ddim": Method(Taylor(1)),
+    "ttm2": Method(Taylor(2)),
+    "ttm3": Method(Taylor(3)),
+    "ttm4": Method(Taylor(4)),
+    "s-pndm": Method(Adams(2, clock=Index(), start=Heun())),
+    "f-pndm": Method(Adams(4, clock=Index(), start=RK4(Time()))),
+    "euler-maruyama": Method(EulerMaruyama(), FORMS["sde"]),
+    "rk45": Method(RK45(), FORMS["pf"]),
+    "ttm2-pf": Method(Taylor(2), FORMS["pf"]),
+    "ttm2-ideal-ddim": Method(Taylor(2), FORMS["ideal-ddim"]),
+    "ttm2-ideal-pf": Method(Taylor(2), FORMS["ideal-pf"]),
+    # The textbook's.
+    "heun": Method(Heun()),
+    "midpoint": Method(Midpoint()),
+    "rk4": Method(RK4()),
+    "ab2": Method(Adams(2)),
+    "ab3": Method(Adams(3, start=Heun())),
+    "ab4": Method(Adams(4, start=RK4())),
+    # Multistep with derivatives: what TTM-2 costs per step, at twice its order.
+    "adams22": Method(Adams(2, 2, start=Taylor(3))),
+    # Foreign clocks.
+    "tab-deis2": Method(Adams(2, clock=Exact(Time()))),
+    "tab-deis3": Method(Adams(3, clock=Exact(Time()), start=Heun())),
+    "dpm-solver-2": Method(Midpoint(LogSNR())),
+    "dpm-solver++2m": Method(Adams(2, clock=LogSNR()), FORMS["data"]),
+}
+"""Every method of the suite by the name it is called by."""
