@@ -13,13 +13,37 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from problems import DDIM, AnalyticFirst, Form, Ideal, Model, Preconditioned, ProbabilityFlow, ReverseSDE, Source
+from problems import (
+    DDIM,
+    AnalyticFirst,
+    Form,
+    Ideal,
+    Model,
+    Preconditioned,
+    ProbabilityFlow,
+    ReverseSDE,
+    Source,
+)
 from problems import denoise as denoise_step
 from problems.schedule import Schedule
 from problems.score import Bill, Push
 from problems.series import Series
-from solvers import RK4, RK45, Adams, EulerMaruyama, Exact, Heun, Index, LogSNR, Midpoint, Solver, Taylor, Time
-from solvers import final, march
+from solvers import (
+    RK4,
+    RK45,
+    Adams,
+    EulerMaruyama,
+    Exact,
+    Heun,
+    Index,
+    LogSNR,
+    Midpoint,
+    Solver,
+    Taylor,
+    Time,
+    final,
+    march,
+)
 from solvers.adaptive import Adaptive
 from solvers.grids import edm, log_snr, power
 
@@ -94,9 +118,7 @@ class Method:
     afs: bool = False
     denoise: bool = False
 
-    def sample(
-        self, score: Model, steps: int, x: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, score: Model, steps: int, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the states to which the method brings ``x``.
 
         Parameters

@@ -46,7 +46,7 @@ class Bootstrap:
     seed: int = 0
 
     def weights(self) -> Array:
-        """Return the weights of the trajectories in each resample, shape (resamples, samples); rows sum to 1."""
+        """Return the weights of the trajectories in each resample, (resamples, samples); rows sum to 1."""
         rng = np.random.default_rng(self.seed)
         counts = rng.multinomial(self.samples, np.full(self.samples, 1.0 / self.samples), self.resamples)
         return counts / self.samples
@@ -75,7 +75,9 @@ def medians(rows: Array) -> Interval:
     n = rows.shape[-1]
     ordered = np.sort(rows, axis=-1)
     rank = int(stats.binom.ppf(0.5 * (1.0 - LEVEL), n, 0.5))
-    return Interval(np.median(rows, axis=-1), ordered[..., max(rank - 1, 0)], ordered[..., min(n - rank, n - 1)])
+    return Interval(
+        np.median(rows, axis=-1), ordered[..., max(rank - 1, 0)], ordered[..., min(n - rank, n - 1)]
+    )
 
 
 def share(successes: float, n: int) -> tuple[float, float, float]:

@@ -1,0 +1,235 @@
+"""What every command has in common: its arguments, its manifest, its manners."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from torch import Tensor
+
+from analysis.methods import METHODS, Method
+from analysis.problems import PROBLEMS, Problem
+from analysis.study import Store, package_version
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a mistake with one sentence and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence and leave."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def parser(name: str, description: str, examples: str) -> Parser:
+    """Return a parser with the arguments that all experiments share."""
+    p = Parser(
+        prog=f"python -m analysis.{name}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    group = p.add_argument_group("common arguments")
+    group.add_argument("--problem", default="toy", help=f"what to solve: {', '.join(PROBLEMS)}")
+    group.add_argument("--samples", type=positive, default=1000, help="number of trajectories")
+    group.add_argument("--seed", type=int, default=0, help="seed of the initial states and of all noise")
+    group.add_argument("--device", default="cpu", help="torch device on which the methods run")
+    group.add_argument("--dtype", default="float64", choices=DTYPES, help="precision in which they run")
+    group.add_argument(
+        "--out", type=Path, default=Path("results"), help="folder of figures, tables, manifests and the store"
+    )
+    group.add_argument("--fresh", action="store_true", help="measure anew what the store already holds")
+    return p
+
+
+def positive(text: str) -> int:
+    """Read a positive whole number."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def add_solvers(p: Parser, default: Sequence[str]) -> None:
+    """Add ``--solvers``."""
+    p.add_argument(
+        "--solvers",
+        nargs="+",
+        default=list(default),
+        metavar="NAME",
+        help=f"methods to compare: {', '.join(METHODS)}",
+    )
+
+
+class UsageError(ValueError):
+    """A mistake of the caller, told in one sentence that says what to type."""
+
+
+V = TypeVar("V")
+
+
+def named(kind: str, table: dict[str, V], name: str) -> V:
+    """Look a name up in one of the suite's tables."""
+    if name not in table:
+        raise UsageError(f"unknown {kind} {name!r}; choose from {', '.join(table)}")
+    return table[name]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run works with.
+
+    Attributes
+    ----------
+    name
+        The experiment.
+    args
+        The parsed arguments.
+    problem
+        The problem, float64 on the CPU: references and initial states are made from it.
+    working
+        The same problem in the dtype and on the device in which methods run.
+    store
+        The results store.
+    """
+
+    name: str
+    args: argparse.Namespace
+    problem: Problem
+    working: Problem
+    store: Store
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The part of every cell's configuration that comes from the common arguments."""
+        a = self.args
+        return {
+            "problem": a.problem,
+            "samples": a.samples,
+            "seed": a.seed,
+            "dtype": a.dtype,
+            "device": a.device,
+        }
+
+    def methods(self) -> dict[str, Method]:
+        """Return the chosen methods, by name."""
+        return {name: named("solver", METHODS, name) for name in dict.fromkeys(self.args.solvers)}
+
+    def cast(self, x: Tensor) -> Tensor:
+        """Return states in the dtype and on the device in which methods run."""
+        return x.to(device=self.args.device, dtype=DTYPES[self.args.dtype])
+
+    def generator(self) -> torch.Generator:
+        """Return a source of noise, the same at every call."""
+        return torch.Generator(device=self.args.device).manual_seed(self.args.seed + 1)
+
+    def path(self, suffix: str) -> Path:
+        """Return the path of a file of this experiment in ``--out``."""
+        return Path(self.args.out) / f"{self.name}{suffix}"
+
+
+def main(
+    name: str, p: Parser, experiment: Callable[[Session], Sequence[Path]], argv: Sequence[str] | None
+) -> int:
+    """Parse the arguments, run the experiment, write its manifest.
+
+    Returns
+    -------
+    The exit code: 0, 2 for a mistake in the arguments, 1 for a failure, 130 when interrupted.
+    """
+    args = p.parse_args(argv)
+    began = time.perf_counter()
+    try:
+        session = _session(name, args)
+        try:
+            files = experiment(session)
+        finally:
+            session.store.close()
+    except UsageError as error:
+        p.error(str(error))
+    except OSError as error:
+        print(f"{p.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{p.prog}: interrupted; what was measured is kept, the same command resumes", file=sys.stderr)
+        return 130
+    manifest = session.path(".json")
+    write_text(manifest, json.dumps(_manifest(p.prog, args, time.perf_counter() - began), indent=2) + "\n")
+    print("\nwritten: " + ", ".join(str(f) for f in (*files, manifest)))
+    return 0
+
+
+def _session(name: str, args: argparse.Namespace) -> Session:
+    problem = named("problem", PROBLEMS, args.problem)()
+    try:
+        device = torch.device(args.device)
+    except RuntimeError:
+        raise UsageError(f"unknown device {args.device!r}; type --device cpu or --device cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("this machine has no usable CUDA device; type --device cpu")
+    working = problem.to(torch.empty(0, dtype=DTYPES[args.dtype], device=device))
+    return Session(name, args, problem, working, Store(args.out / "store.sqlite"))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a temporary file beside ``path``, then move it there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        temporary = Path(folder) / path.name
+        write(temporary)
+        temporary.replace(path)
+
+
+def _manifest(prog: str, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    packages = ("torch", "torchdiffeq", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn")
+    return {
+        "command": prog,
+        "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "seed": args.seed,
+        "version": package_version(),
+        "revision": _revision(),
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "wall_seconds": round(seconds, 3),
+    }
+
+
+def _revision() -> str | None:
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

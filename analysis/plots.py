@@ -1,0 +1,144 @@
+"""Figures in the style of a paper: they read tidy tables and never run solvers.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; every curve also has a marker of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH = 6.75
+"""Width of a page of text, in inches; a column is 3.25."""
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+
+LABELS = {
+    "ddim": "DDIM",
+    "ttm2": "TTM-2 (GENIE)",
+    "ttm3": "TTM-3",
+    "ttm4": "TTM-4",
+    "s-pndm": "S-PNDM",
+    "f-pndm": "F-PNDM",
+    "euler-maruyama": "Euler–Maruyama",
+    "rk45": "RK45",
+    "heun": "Heun",
+    "midpoint": "Midpoint",
+    "rk4": "RK4",
+    "ab2": "AB2",
+    "ab3": "AB3",
+    "ab4": "AB4",
+    "adams22": "Adams(2, 2)",
+    "tab-deis2": "tAB-DEIS2",
+    "tab-deis3": "tAB-DEIS3",
+    "dpm-solver-2": "DPM-Solver-2",
+    "dpm-solver++2m": "DPM-Solver++(2M)",
+    "ttm2-pf": "TTM-2, PF ODE",
+    "ttm2-ideal-ddim": "ideal TTM-2",
+    "ttm2-ideal-pf": "ideal TTM-2, PF ODE",
+}
+
+
+class Look(NamedTuple):
+    """How a method is drawn, in every figure alike."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """Return the looks of the named methods: the paper's first, each with a colour and marker of its own."""
+    known = list(LABELS)
+    order = sorted(dict.fromkeys(names), key=lambda n: known.index(n) if n in known else len(known))
+    pairs = zip(order, cycle(_COLOURS), cycle(_MARKERS), strict=False)
+    return {name: Look(LABELS.get(name, name), colour, marker) for name, colour, marker in pairs}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Use the paper style inside the block."""
+    with mpl.rc_context(), plt.style.context(str(Path(__file__).with_name("paper.mplstyle"))):
+        yield
+
+
+def panels(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
+    """Return a new figure with a grid of axes, always two-dimensional."""
+    return plt.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(
+    figure: Figure, path: Path, atomically: Callable[[Path, Callable[[Path], object]], None]
+) -> list[Path]:
+    """Write a figure as PDF and PNG, each whole or not at all, and close it.
+
+    Parameters
+    ----------
+    figure
+        The figure.
+    path
+        Path without suffix.
+    atomically
+        Writes a file whole or not at all.
+    """
+    written = []
+    for suffix in (".pdf", ".png"):
+        target = path.with_name(path.name + suffix)
+        atomically(target, figure.savefig)
+        written.append(target)
+    plt.close(figure)
+    return written
+
+
+def curves(
+    ax: Axes,
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str = "solver",
+    band: tuple[str, str] | None = None,
+    **line: Any,
+) -> None:
+    """Draw one curve per method, with its interval as a band.
+
+    Parameters
+    ----------
+    ax
+        Axes to draw on.
+    frame
+        Tidy rows.
+    x, y
+        Columns of the coordinates.
+    by
+        Column that tells the methods apart.
+    band
+        Columns of the lower and upper end of the interval.
+    """
+    for name, look in looks(list(frame[by])).items():
+        rows = frame[frame[by] == name].sort_values(x)
+        ax.plot(rows[x], rows[y], color=look.colour, marker=look.marker, label=look.label, **line)
+        if band:
+            ax.fill_between(rows[x], rows[band[0]], rows[band[1]], color=look.colour, alpha=0.2, linewidth=0)
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> None:
+    """Put one legend for all panels under the figure, without repetitions."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=min(columns, len(entries))
+    )

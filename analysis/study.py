@@ -1,0 +1,190 @@
+"""The results store: every measurement is kept once, under everything that determines it.
+
+One SQLite file in write-ahead mode holds all experiments. A cell is a configuration (a JSON object) and the
+arrays measured under it; its key is the hash of the configuration, of the package's version and of the
+sources of the classes involved. A cell is written in one transaction, so an interrupted or killed run
+loses at most the cell it was measuring, several runs may share the file, and what is there is not measured
+again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import io
+import json
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+Arrays = Mapping[str, NDArray[np.float64]]
+PACKAGES = ("solvers", "problems", "analysis")
+
+
+class Cell(NamedTuple):
+    """One thing to measure.
+
+    Attributes
+    ----------
+    config
+        What determines the result: JSON values only.
+    parts
+        The objects that produce it; the sources of their classes are part of the key.
+    measure
+        Measures it.
+    """
+
+    config: dict[str, Any]
+    parts: tuple[object, ...]
+    measure: Callable[[], Arrays]
+
+
+class Result(NamedTuple):
+    """A measured cell."""
+
+    config: dict[str, Any]
+    arrays: Arrays
+
+
+class Store:
+    """The file of results.
+
+    Parameters
+    ----------
+    path
+        The SQLite file; made, with its folder, if missing.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened or is not a results store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=60.0)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            with self._db:
+                self._db.execute(
+                    "CREATE TABLE IF NOT EXISTS results ("
+                    "key TEXT PRIMARY KEY, experiment TEXT, config TEXT, arrays BLOB, "
+                    "measured TEXT DEFAULT CURRENT_TIMESTAMP)"
+                )
+        except (sqlite3.Error, OSError) as error:
+            raise OSError(
+                f"{path} cannot be used as a results store ({error}); give another --out"
+            ) from error
+
+    def read(self, key: str) -> Arrays | None:
+        """Return the arrays under a key, or None."""
+        row = self._db.execute("SELECT arrays FROM results WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        with np.load(io.BytesIO(row[0]), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+    def write(self, key: str, experiment: str, config: str, arrays: Arrays) -> None:
+        """Keep a measured cell, in one transaction."""
+        blob = io.BytesIO()
+        np.savez(blob, allow_pickle=False, **arrays)
+        try:
+            with self._db:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO results (key, experiment, config, arrays) VALUES (?, ?, ?, ?)",
+                    (key, experiment, config, blob.getvalue()),
+                )
+        except sqlite3.Error as error:
+            raise OSError(
+                f"{self.path} could not be written ({error}); what was measured before is kept, "
+                "so run the same command again when there is room"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def run(experiment: str, cells: Iterable[Cell], store: Store, *, fresh: bool = False) -> list[Result]:
+    """Measure the cells that are not in the store yet, and return all of them, in order.
+
+    Parameters
+    ----------
+    experiment
+        Name of the experiment, part of every key.
+    cells
+        What to measure.
+    store
+        Where results are kept.
+    fresh
+        Measure all of them anew.
+    """
+    results = []
+    for cell in tqdm(list(cells), desc=experiment, unit="cell", disable=None, leave=False):
+        config = json.dumps(cell.config, sort_keys=True)
+        key = _key(experiment, config, cell.parts)
+        arrays = None if fresh else store.read(key)
+        if arrays is None:
+            arrays = {name: np.asarray(a, dtype=np.float64) for name, a in cell.measure().items()}
+            store.write(key, experiment, config, arrays)
+        results.append(Result(cell.config, arrays))
+    return results
+
+
+def frame(results: list[Result], **columns: Iterable[Any]) -> pd.DataFrame:
+    """Return a tidy table: one row per result, its configuration first, then the given columns."""
+    return pd.DataFrame([r.config for r in results]).assign(**{k: list(v) for k, v in columns.items()})
+
+
+def package_version() -> str:
+    """Return the version of this package."""
+    try:
+        return version("genie-bench")
+    except PackageNotFoundError:
+        return "uninstalled"
+
+
+def _key(experiment: str, config: str, parts: tuple[object, ...]) -> str:
+    text = "\n".join([package_version(), experiment, config, *_sources(parts)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_DIGESTS: dict[str, str] = {}
+
+
+def _sources(parts: Iterable[object]) -> list[str]:
+    """Return the digests of the source files of this project in which the classes of ``parts`` are defined.
+
+    Whoever edits a solver and runs again gets that solver measured again, and no other.
+    """
+    files: set[str] = set()
+    pending, seen = list(parts), set[int]()
+    while pending:
+        part = pending.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        owner = part if inspect.isclass(part) or inspect.isfunction(part) else type(part)
+        for cls in getattr(owner, "__mro__", (owner,)):
+            if cls.__module__.split(".")[0] in (*PACKAGES, "__main__"):
+                files.add(inspect.getsourcefile(sys.modules[cls.__module__]) or cls.__module__)
+        if dataclasses.is_dataclass(part) and not inspect.isclass(part):
+            pending.extend(getattr(part, f.name) for f in dataclasses.fields(part))
+    return sorted(_digest(file) for file in files)
+
+
+def _digest(file: str) -> str:
+    if file not in _DIGESTS:
+        _DIGESTS[file] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return _DIGESTS[file]

@@ -1,0 +1,35 @@
+"""Tables: readable on a terminal, exact in CSV. They are made of results and never run solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+
+def interval(value: float, low: float, high: float, digits: int = 2) -> str:
+    """Format an estimate with its interval, such as ``1.23e-4 [1.19, 1.27]e-4`` with a common exponent."""
+    if not value or value != value:
+        return f"{value:.{digits}g}"
+    exponent = int(f"{abs(value):e}".split("e")[1])
+    if -2 <= exponent <= 2:
+        places = max(0, digits - exponent)
+        return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+    scale = 10.0**-exponent
+    tail = f"e{exponent}"
+    return f"{value * scale:.{digits}f}{tail} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]{tail}"
+
+
+def show(title: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> None:
+    """Print a table with its title, and notes below it."""
+    print(f"\n{title}\n")
+    print(tabulate(frame.to_numpy().tolist(), headers=list(frame.columns), disable_numparse=True))
+    for note in notes:
+        print(note)
+
+
+def to_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write tidy data; floats keep all their digits."""
+    frame.to_csv(path, index=False, float_format="%.17g")
