@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.cli import Session, UsageError, add_solvers, atomically, main, parser, positive
+from analysis.cli import Parser, Session, UsageError, add_solvers, atomically, main, parser, positive
 from analysis.methods import Method
 from analysis.problems import latents
 from analysis.reference import Reference, reference
@@ -35,7 +35,7 @@ FLOOR = 100.0
 """A measured error counts where it is this many times the error of the reference."""
 
 
-def arguments() -> Any:
+def arguments() -> Parser:
     """Return the parser of this command."""
     p = parser(
         "lte",

@@ -55,6 +55,10 @@ class Gaussian(Source):
         alpha, gamma = self.schedule.alpha(t), self.schedule.gamma(t)
         return alpha * (self.mean + sqrt(self.std**2 + gamma * gamma) * normal)
 
+    def to(self, like: Tensor) -> Gaussian:
+        """Return the same problem with its mean in the dtype and on the device of ``like``."""
+        return Gaussian(self.mean.to(like), self.std, self.schedule)
+
     def solution(self, x: Tensor, t0: Scalar, t1: Scalar) -> Tensor:
         """Return the exact state at t1 of the flow that is at ``x`` at t0.
 

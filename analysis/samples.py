@@ -1,0 +1,173 @@
+"""What the samples look like (Figs. 2 and 12), and how many of them are where no data are.
+
+A solver that stops too far from its trajectory leaves samples between the modes. Two shares say how many:
+those outside the region that holds 99% of the exact distribution at t_cut (its highest-density region), and
+those that end in another mode than the exact trajectory from the same latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analysis import plots, tables
+from analysis.cli import Parser, Session, UsageError, add_solvers, atomically, main, parser, positive
+from analysis.methods import Method
+from analysis.problems import latents
+from analysis.reference import reference
+from analysis.statistics import share
+from analysis.study import Cell, Result, frame, run
+from problems import Mixture
+
+REGION = 0.99
+"""Mass of the highest-density region."""
+
+DRAWS = 100_000
+"""Exact samples from which its density threshold is estimated; a million-to-one matter to the shares."""
+
+
+def arguments() -> Parser:
+    """Return the parser of this command."""
+    p = parser(
+        "samples",
+        "Samples of the exact distribution and of solvers at few steps (Figs. 2 and 12), with shares.",
+        "  python -m analysis.samples\n"
+        "  python -m analysis.samples --solvers ddim ttm2 ttm3 s-pndm --steps 10 25\n"
+        "  python -m analysis.samples --problem digits-mixture --samples 500",
+    )
+    p.set_defaults(samples=5000)
+    p.add_argument(
+        "--steps", nargs="+", type=positive, default=[5, 10, 15, 20, 25], help="numbers of solver steps"
+    )
+    add_solvers(p, ("ddim", "ttm2"))
+    return p
+
+
+def experiment(session: Session) -> Sequence[Path]:
+    """Measure, then write table and figure."""
+    args, problem = session.args, session.problem
+    if not isinstance(problem, Mixture):
+        raise UsageError(f"{args.problem} has no modes; choose a mixture, such as --problem toy")
+    methods = session.methods()
+    stop = problem.schedule.stop
+
+    @cache
+    def start() -> Tensor:
+        return latents(problem, args.samples, args.seed)
+
+    @cache
+    def exact() -> Tensor:
+        return reference(problem, start(), (problem.schedule.start, stop)).x[-1]
+
+    @cache
+    def threshold() -> Tensor:
+        generator = torch.Generator().manual_seed(args.seed)
+        densities = problem.log_prob(problem.sample(DRAWS, stop, generator), stop)
+        return torch.quantile(densities, 1.0 - REGION)
+
+    def describe(x: Tensor) -> dict[str, Any]:
+        x = x.double().cpu()
+        return {
+            "x": x.numpy(),
+            "sparse": (problem.log_prob(x, stop) < threshold()).numpy(),
+            "elsewhere": (problem.nearest(x) != problem.nearest(exact())).numpy(),
+        }
+
+    def sample(method: Method, steps: int) -> dict[str, Any]:
+        return describe(method.sample(session.working, steps, session.cast(start()), session.generator()))
+
+    parts = (problem, problem.schedule, reference, describe)
+    cells = [Cell({**session.config, "solver": "exact", "steps": 0}, parts, lambda: describe(exact()))] + [
+        Cell(
+            {**session.config, "solver": name, "steps": steps},
+            (method, *parts),
+            lambda method=method, steps=steps: sample(method, steps),  # type: ignore[misc]
+        )
+        for name, method in methods.items()
+        for steps in dict.fromkeys(args.steps)
+    ]
+    results = run("samples", cells, session.store, fresh=args.fresh)
+    sparse = [share(r.arrays["sparse"].sum(), args.samples) for r in results]
+    elsewhere = [share(r.arrays["elsewhere"].sum(), args.samples) for r in results]
+    table = frame(results)
+    for column, shares in (("sparse", sparse), ("elsewhere", elsewhere)):
+        table[column], table[f"{column}_low"], table[f"{column}_high"] = zip(*shares, strict=True)
+    csv = session.path(".csv")
+    atomically(csv, lambda path: tables.to_csv(table, path))
+    report(table)
+    return [csv, *draw(results, session)]
+
+
+def report(table: pd.DataFrame) -> None:
+    """Print one line per method and number of steps."""
+
+    def percent(row: Any, column: str) -> str:
+        low, high = 100 * row[f"{column}_low"], 100 * row[f"{column}_high"]
+        return f"{100 * row[column]:.2f} [{low:.2f}, {high:.2f}]"
+
+    lines = [
+        {
+            "solver": row["solver"],
+            "steps": row["steps"] or "-",
+            "% outside the data (95%)": percent(row, "sparse"),
+            "% in another mode (95%)": percent(row, "elsewhere"),
+        }
+        for _, row in table.iterrows()
+    ]
+    tables.show(
+        "Where the samples are",
+        pd.DataFrame(lines),
+        [
+            f"outside the data: below the density that holds {REGION:.0%} of the exact distribution at t_cut",
+            "in another mode: nearest to another mean than the exact trajectory from the same latent",
+        ],
+    )
+
+
+def draw(results: list[Result], session: Session) -> list[Path]:
+    """Draw one panel per cell: a scatter in the plane, a sheet of images otherwise."""
+    exact, *rest = results
+    solvers = list(dict.fromkeys(r.config["solver"] for r in rest))
+    steps = list(dict.fromkeys(r.config["steps"] for r in rest))
+    looks = plots.looks(solvers)
+    with plots.style():
+        columns = len(steps) + 1
+        figure, axes = plots.panels(
+            len(solvers), columns, figsize=(plots.WIDTH, plots.WIDTH / columns * len(solvers) + 0.2)
+        )
+        for ax in axes.flat:
+            ax.set_axis_off()
+        _panel(axes[0, 0], exact.arrays["x"], "0.2", "exact")
+        for r in rest:
+            look = looks[r.config["solver"]]
+            ax = axes[solvers.index(r.config["solver"]), 1 + steps.index(r.config["steps"])]
+            _panel(ax, r.arrays["x"], look.colour, f"{look.label}, {r.config['steps']}")
+        return plots.save(figure, session.path(""), atomically)
+
+
+def _panel(ax: Any, x: Any, colour: str, title: str) -> None:
+    ax.set_title(title)
+    if x[0].size == 2:
+        ax.scatter(x[:, 0], x[:, 1], s=0.4, color=colour, linewidths=0, rasterized=True)
+        ax.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal")
+        return
+    tiles = x[:16].reshape(min(16, len(x)), -1, *x.shape[-2:])[:, 0]
+    tiles = np.pad(tiles, ((0, 16 - len(tiles)), (0, 1), (0, 1)), constant_values=1.0)
+    sheet = tiles.reshape(4, 4, *tiles.shape[1:]).transpose(0, 2, 1, 3).reshape(4 * tiles.shape[1], -1)
+    ax.imshow(sheet, cmap="gray", vmin=-1.0, vmax=1.0, interpolation="nearest")
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    return main("samples", arguments(), experiment, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())
