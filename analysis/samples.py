@@ -70,7 +70,8 @@ def experiment(session: Session) -> Sequence[Path]:
     def threshold() -> Tensor:
         generator = torch.Generator().manual_seed(args.seed)
         densities = problem.log_prob(problem.sample(DRAWS, stop, generator), stop)
-        return torch.quantile(densities, 1.0 - REGION)
+        quantile: Tensor = torch.quantile(densities, 1.0 - REGION)
+        return quantile
 
     def describe(x: Tensor) -> dict[str, Any]:
         x = x.double().cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from solvers.clock import Clock, Own, as_float, hermite_weights
@@ -77,7 +78,7 @@ class Adams(Solver):
         """
         c = hermite_weights(self.clock.measure(eq, s1, nodes, self.p * len(nodes)), self.p)
         h = s1 - nodes[0]
-        return [[h**i * w for i, w in enumerate(row)] for row in c]
+        return [[h ** (i + 1) * w for i, w in enumerate(row)] for row in c]
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Take one step; while the past is too short, with the starting method."""
@@ -88,5 +89,5 @@ class Adams(Solver):
         weights = self.weights(eq, as_float(s1), [as_float(n.s) for n in nodes])
         for n, row in zip(nodes, weights, strict=True):
             for derivative, weight in zip(n.jet, row, strict=False):
-                y = y + weight * derivative
+                y = torch.add(y, derivative, alpha=weight)
         return y, node

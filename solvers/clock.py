@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,34 +23,33 @@ from solvers.interface import Equation, Scalar
 
 
 @cache
-def _gauss(n: int) -> tuple[list[float], list[float]]:
+def _gauss(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Nodes and weights of the Gauss–Legendre rule on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(n)
-    return (0.5 + 0.5 * nodes).tolist(), (0.5 * weights).tolist()
+    return tuple((0.5 + 0.5 * nodes).tolist()), tuple((0.5 * weights).tolist())
 
 
-def _uniform(length: float, data: int) -> tuple[list[float], list[float]]:
+def _uniform(data: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the rule for the uniform measure of a step, exact for polynomials through ``data`` data."""
-    places, weights = _gauss(data // 2 + 1)
-    return places, [length * w for w in weights]
+    return _gauss(data // 2 + 1)
 
 
 class Measure(NamedTuple):
-    """A quadrature rule for one step: Σ weights·q(places) stands for the integral of q over the step in s.
+    """A quadrature rule for one step: Σ weights·q(places) stands for the mean of q over the step in s.
 
     Attributes
     ----------
     places
         Readings of the clock at the quadrature points, as fractions of the step (0 at s0, 1 at s1).
     weights
-        Weights, which sum to s1 - s0.
+        Weights, which sum to 1.
     nodes
         Readings of the clock at s0 and at the nodes before it, in the same fractions: 0, then the past.
     """
 
-    places: list[float]
-    weights: list[float]
-    nodes: list[float]
+    places: tuple[float, ...]
+    weights: tuple[float, ...]
+    nodes: tuple[float, ...]
 
 
 class Clock(ABC):
@@ -89,7 +88,7 @@ class Index(Clock):
 
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
         """Equal steps, whatever the grid."""
-        return Measure(*_uniform(s1 - nodes[0], data), [-float(j) for j in range(len(nodes))])
+        return Measure(*_uniform(data), tuple(-float(j) for j in range(len(nodes))))
 
 
 class Variable(Clock):
@@ -116,8 +115,7 @@ class Variable(Clock):
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
         """Integrate over the clock as if it were s."""
         u0, length = self.read(eq, nodes[0]), self.read(eq, s1) - self.read(eq, nodes[0])
-        readings = [0.0, *((self.read(eq, s) - u0) / length for s in nodes[1:])]
-        return Measure(*_uniform(s1 - nodes[0], data), readings)
+        return Measure(*_uniform(data), tuple((self.read(eq, s) - u0) / length for s in nodes))
 
 
 @dataclass(frozen=True)
@@ -187,18 +185,20 @@ class Exact(Clock):
         if min(s0, s1) > 0.0:
             ratio = math.log(s1 / s0)
             places = [s0 * math.exp(ratio * f) for f in fractions]
-            weights = [ratio * s * w for s, w in zip(places, gauss, strict=True)]
+            weights = [ratio * s / (s1 - s0) * w for s, w in zip(places, gauss, strict=True)]
         else:
             places = [s0 + (s1 - s0) * f for f in fractions]
-            weights = [(s1 - s0) * w for w in gauss]
+            weights = list(gauss)
         u0 = self.clock.read(eq, s0)
         length = self.clock.read(eq, s1) - u0
-        on_clock = [(self.clock.read(eq, s) - u0) / length for s in places]
-        return Measure(on_clock, weights, [0.0, *((self.clock.read(eq, s) - u0) / length for s in nodes[1:])])
+        on_clock = tuple((self.clock.read(eq, s) - u0) / length for s in places)
+        readings = tuple((self.clock.read(eq, s) - u0) / length for s in nodes)
+        return Measure(on_clock, tuple(weights), readings)
 
 
-def hermite_weights(measure: Measure, derivatives: int) -> list[list[float]]:
-    """Return the weights of the rule that integrates the Hermite interpolant of the past over a step.
+@lru_cache(maxsize=4096)
+def hermite_weights(measure: Measure, derivatives: int) -> tuple[tuple[float, ...], ...]:
+    """Return the weights of the rule that takes the mean of the Hermite interpolant of the past over a step.
 
     The interpolant matches a function and its first ``derivatives`` - 1 derivatives (on the clock, in
     fractions of the step) at every node. It is written in Newton's form with repeated nodes, so the weights
@@ -215,7 +215,7 @@ def hermite_weights(measure: Measure, derivatives: int) -> list[list[float]]:
     # In pass d, differences[m] is f[z_m, …, z_{m+d}] as a linear function of the data, node by node.
     differences = [[1.0 if i == m // p * p else 0.0 for i in range(n)] for m in range(n)]
     weights = [0.0] * n
-    basis = measure.weights
+    basis: Sequence[float] = measure.weights
     for d in range(n):
         moment = sum(basis)
         weights = [w + moment * f for w, f in zip(weights, differences[0], strict=True)]
@@ -229,7 +229,7 @@ def hermite_weights(measure: Measure, derivatives: int) -> list[list[float]]:
                 differences[m] = [
                     (b - a) / gap for a, b in zip(differences[m], differences[m + 1], strict=True)
                 ]
-    return [weights[i : i + p] for i in range(0, n, p)]
+    return tuple(tuple(weights[i : i + p]) for i in range(0, n, p))
 
 
 def as_float(s: Scalar) -> float:
