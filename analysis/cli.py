@@ -34,8 +34,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Show defaults as one would type them, and none for switches."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if isinstance(default, list):
+            default = " ".join(map(str, default))
+        return text if default in (None, False, argparse.SUPPRESS) else f"{text} (default: {default})"
 
 
 def parser(name: str, description: str, examples: str) -> Parser:
@@ -133,9 +139,14 @@ class Session:
         """Return the chosen methods, by name."""
         return {name: named("solver", METHODS, name) for name in dict.fromkeys(self.args.solvers)}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which methods run."""
+        return DTYPES[self.args.dtype]
+
     def cast(self, x: Tensor) -> Tensor:
         """Return states in the dtype and on the device in which methods run."""
-        return x.to(device=self.args.device, dtype=DTYPES[self.args.dtype])
+        return x.to(device=self.args.device, dtype=self.dtype)
 
     def generator(self) -> torch.Generator:
         """Return a source of noise, the same at every call."""

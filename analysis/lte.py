@@ -98,7 +98,7 @@ def experiment(session: Session) -> Sequence[Path]:
     cells = [
         Cell(
             {**session.config, "solver": name, "t": t, "dt": dt},
-            (methods[name], session.problem, schedule, single_step, reference),
+            (*methods[name].parts, session.problem, schedule, single_step, reference),
             lambda name=name, t=t, dt=dt: measure(name, t, dt),  # type: ignore[misc]
         )
         for name, t, dt in plan
@@ -129,7 +129,7 @@ def experiment(session: Session) -> Sequence[Path]:
     )
     csv = session.path(".csv")
     atomically(csv, lambda path: tables.to_csv(table, path))
-    report(table, errors, methods, bootstrap)
+    report(table, errors, methods, bootstrap, torch.finfo(session.dtype).eps)
     return [csv, *draw(table, session)]
 
 
@@ -208,29 +208,31 @@ def _norm(x: Tensor) -> Any:
     return x.flatten(1).norm(dim=1).numpy()
 
 
-def asymptotic(rows: pd.DataFrame, decade: float = 6.0) -> pd.Series[bool]:
-    """Mark the rows of the asymptotic range: the smallest steps whose error stands above the reference's."""
-    above = rows["error"] > FLOOR * rows["reference_error"]
+def asymptotic(rows: pd.DataFrame, rounding: float, decade: float = 6.0) -> pd.Series[bool]:
+    """Mark the asymptotic range: the smallest steps whose error stands above reference and rounding."""
+    above = rows["error"] > FLOOR * rows["reference_error"].clip(lower=rounding)
     first = rows["dt"].where(above).min()
     chosen: pd.Series[bool] = above & (rows["dt"] <= decade * first)
     return chosen
 
 
-def fitted(rows: pd.DataFrame, errors: Any, bootstrap: Bootstrap) -> Slope | None:
+def fitted(rows: pd.DataFrame, errors: Any, bootstrap: Bootstrap, rounding: float) -> Slope | None:
     """Fit the slope of error against Δt over the asymptotic range; None where that has no two points."""
-    chosen = asymptotic(rows)
+    chosen = asymptotic(rows, rounding)
     if chosen.sum() < 2:
         return None
     return slope(rows["dt"][chosen].to_numpy(), errors[rows.index[chosen]], bootstrap)
 
 
-def report(table: pd.DataFrame, errors: Any, methods: dict[str, Method], bootstrap: Bootstrap) -> None:
+def report(
+    table: pd.DataFrame, errors: Any, methods: dict[str, Method], bootstrap: Bootstrap, rounding: float
+) -> None:
     """Print one line per time and method."""
     lines = []
     for t, name in dict.fromkeys(zip(table["t"], table["solver"], strict=True)):
         rows = table[(table["t"] == t) & (table["solver"] == name)]
-        chosen = asymptotic(rows)
-        fit = fitted(rows, errors, bootstrap)
+        chosen = asymptotic(rows, rounding)
+        fit = fitted(rows, errors, bootstrap, rounding)
         near = rows.loc[(np.log(rows["dt"]) - math.log(0.05 * t)).abs().idxmin()]
         ratio = (rows["theory"] / rows["error"])[chosen]
         lines.append(

@@ -118,6 +118,11 @@ class Method:
     afs: bool = False
     denoise: bool = False
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What determines the method's results; see ``study.Cell``."""
+        return (repr(self), self.solver, Form, AnalyticFirst, Series, march)
+
     def sample(self, score: Model, steps: int, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the states to which the method brings ``x``.
 

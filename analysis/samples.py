@@ -67,11 +67,10 @@ def experiment(session: Session) -> Sequence[Path]:
         return reference(problem, start(), (problem.schedule.start, stop)).x[-1]
 
     @cache
-    def threshold() -> Tensor:
+    def threshold() -> float:
         generator = torch.Generator().manual_seed(args.seed)
         densities = problem.log_prob(problem.sample(DRAWS, stop, generator), stop)
-        quantile: Tensor = torch.quantile(densities, 1.0 - REGION)
-        return quantile
+        return float(densities.quantile(1.0 - REGION))
 
     def describe(x: Tensor) -> dict[str, Any]:
         x = x.double().cpu()
@@ -88,7 +87,7 @@ def experiment(session: Session) -> Sequence[Path]:
     cells = [Cell({**session.config, "solver": "exact", "steps": 0}, parts, lambda: describe(exact()))] + [
         Cell(
             {**session.config, "solver": name, "steps": steps},
-            (method, *parts),
+            (*method.parts, *parts),
             lambda method=method, steps=steps: sample(method, steps),  # type: ignore[misc]
         )
         for name, method in methods.items()

@@ -38,7 +38,7 @@ class Cell(NamedTuple):
     config
         What determines the result: JSON values only.
     parts
-        The objects that produce it; the sources of their classes are part of the key.
+        The objects that produce it; strings, and the sources of classes and functions, are part of the key.
     measure
         Measures it.
     """
@@ -164,12 +164,13 @@ _DIGESTS: dict[str, str] = {}
 
 
 def _sources(parts: Iterable[object]) -> list[str]:
-    """Return the digests of the source files of this project in which the classes of ``parts`` are defined.
+    """Return the strings among ``parts``, and the digests of the files that define the others' classes.
 
     Whoever edits a solver and runs again gets that solver measured again, and no other.
     """
+    parts = list(parts)
     files: set[str] = set()
-    pending, seen = list(parts), set[int]()
+    pending, seen = [part for part in parts if not isinstance(part, str)], set[int]()
     while pending:
         part = pending.pop()
         if id(part) in seen:
@@ -181,7 +182,7 @@ def _sources(parts: Iterable[object]) -> list[str]:
                 files.add(inspect.getsourcefile(sys.modules[cls.__module__]) or cls.__module__)
         if dataclasses.is_dataclass(part) and not inspect.isclass(part):
             pending.extend(getattr(part, f.name) for f in dataclasses.fields(part))
-    return sorted(_digest(file) for file in files)
+    return [part for part in parts if isinstance(part, str)] + sorted(_digest(file) for file in files)
 
 
 def _digest(file: str) -> str:

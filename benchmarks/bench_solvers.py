@@ -1,0 +1,106 @@
+"""Solvers: what a step costs beside the network, and every method as a point of work and precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from analysis.reference import reference
+from torch import Tensor
+from torchdiffeq import odeint
+
+from analysis.methods import METHODS
+from analysis.problems import latents
+from problems import DDIM, VP, Source, toy_mixture
+from problems.score import Push
+from problems.series import Series
+from solvers import Taylor, final, march
+from solvers.grids import power
+
+STEPS = 50
+STEP_METHODS = ("ddim", "ttm2", "s-pndm", "ab2", "ab4", "heun", "rk4", "dpm-solver++2m")
+
+
+class Free(Source):
+    """A network that costs nothing, so that what is timed is the solver."""
+
+    def _expand(self, gamma: Series) -> Push:
+        return lambda coefficient: coefficient
+
+
+@pytest.fixture
+def free() -> Free:
+    return Free(VP(), 1.0)
+
+
+@pytest.fixture
+def one() -> Tensor:
+    return torch.ones(1, 2, dtype=torch.float64)
+
+
+@pytest.mark.benchmark(group="50 steps of a free network, batch 1")
+@pytest.mark.parametrize("name", STEP_METHODS)
+def test_overhead(benchmark, name, free, one):
+    method = METHODS[name]
+    before = free.spent
+    method.sample(free, STEPS, one)
+    benchmark.extra_info["nfe"] = (free.spent - before).nfe
+    benchmark(method.sample, free, STEPS, one)
+    if benchmark.enabled:
+        benchmark.extra_info["us_per_step"] = round(1e6 * benchmark.stats["min"] / STEPS, 1)
+
+
+@pytest.mark.benchmark(group="50 steps of a free network, batch 1")
+def test_overhead_of_torchdiffeq_euler(benchmark, one):
+    """The peer: torchdiffeq's fixed-grid Euler on the same times, with a right-hand side that is free."""
+    times = VP().gamma(power(STEPS))
+    benchmark.extra_info["nfe"] = STEPS
+    benchmark(lambda: odeint(lambda s, y: y, one, times, method="euler"))
+    if benchmark.enabled:
+        benchmark.extra_info["us_per_step"] = round(1e6 * benchmark.stats["min"] / STEPS, 1)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    problem = toy_mixture()
+    x = latents(problem, 1000, seed=1)
+    return problem, x, reference(problem, x, [1.0, 1e-3]).x[-1]
+
+
+@pytest.mark.benchmark(group="DDIM on 1,000 toy states, 50 steps")
+@pytest.mark.parametrize("way", ["bare calls of eps", "march"])
+def test_share_of_the_loop(benchmark, way, toy):
+    """Fifty steps through the interface against fifty bare evaluations at the same points."""
+    problem, x, _ = toy
+    times = power(STEPS)
+    states = list(march(DDIM(problem), Taylor(1), times, x))
+    if way == "march":
+        benchmark(lambda: final(march(DDIM(problem), Taylor(1), times, x)))
+    else:
+        points = [(problem.schedule.gamma(s.t), s.x / problem.schedule.alpha(s.t)) for s in states[:-1]]
+
+        def bare():
+            for gamma, xbar in points:
+                problem.flow_jet(xbar, gamma)
+
+        benchmark(bare)
+
+
+@pytest.mark.benchmark(group="1,000 toy samples at 20 NFE: a work-precision point per method")
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_work_precision(benchmark, name, toy):
+    problem, x, exact = toy
+    method = METHODS[name]
+    steps = method.steps(problem, 20)
+    before = problem.spent
+    generator = torch.Generator().manual_seed(0)
+    end = method.sample(problem, steps, x, generator)
+    bill = problem.spent - before
+    error = (end - exact).norm(dim=1) / problem.schedule.alpha(1e-3)
+    benchmark.extra_info.update(
+        steps=steps,
+        nfe=bill.nfe,
+        jvp=bill.jvp,
+        mean_error=float(error.mean()),
+        median_error=float(error.median()),
+    )
+    benchmark.pedantic(method.sample, (problem, steps, x, generator), rounds=5, warmup_rounds=1)
