@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from analysis.methods import METHODS, Method
+from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
 from analysis.problems import PROBLEMS, Problem
 from analysis.study import Store, package_version
 
@@ -41,7 +41,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         text, default = action.help or "", action.default
         if isinstance(default, list):
             default = " ".join(map(str, default))
-        return text if default in (None, False, argparse.SUPPRESS) else f"{text} (default: {default})"
+        silent = default is None or default is False or default == argparse.SUPPRESS
+        return text if silent else f"{text} (default: {default})"
 
 
 def parser(name: str, description: str, examples: str) -> Parser:
@@ -82,6 +83,21 @@ def add_solvers(p: Parser, default: Sequence[str]) -> None:
         default=list(default),
         metavar="NAME",
         help=f"methods to compare: {', '.join(METHODS)}",
+    )
+
+
+def add_factors(p: Parser, forms: Sequence[str] | None, grids: Sequence[str]) -> None:
+    """Add ``--forms`` and ``--grids``, with which the methods are crossed."""
+    own = "" if forms else " (default: each method's own)"
+    p.add_argument(
+        "--forms",
+        nargs="+",
+        default=list(forms) if forms else None,
+        metavar="NAME",
+        help=f"coordinates in which to solve: {', '.join(FLOWS)}{own}",
+    )
+    p.add_argument(
+        "--grids", nargs="+", default=list(grids), metavar="NAME", help=f"grids: {', '.join(GRIDS)}"
     )
 
 
@@ -138,6 +154,13 @@ class Session:
     def methods(self) -> dict[str, Method]:
         """Return the chosen methods, by name."""
         return {name: named("solver", METHODS, name) for name in dict.fromkeys(self.args.solvers)}
+
+    def crossed(self) -> list[tuple[str, Method]]:
+        """Return the chosen methods on the chosen forms and grids (see ``add_factors``), with their names."""
+        flows = {name: FORMS[name] for name in FLOWS}
+        names = self.args.forms
+        forms = None if names is None else [named("form", flows, name) for name in names]
+        return crossed(self.methods(), forms, [named("grid", GRIDS, name) for name in self.args.grids])
 
     @property
     def dtype(self) -> torch.dtype:

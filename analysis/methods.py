@@ -7,8 +7,8 @@ error curve, an order certificate, a row in every table, a benchmark and a bill.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ from solvers import (
     Index,
     LogSNR,
     Midpoint,
+    Own,
+    RungeKutta,
     Solver,
     Taylor,
     Time,
@@ -45,34 +47,62 @@ from solvers import (
     march,
 )
 from solvers.adaptive import Adaptive
-from solvers.grids import edm, log_snr, power
+from solvers.grids import alternating, edm, log_snr, power
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A named form of the flow: a function of the model and the source of noise."""
+    """A named form of the flow: a function of the model and the source of noise.
+
+    Attributes
+    ----------
+    name
+        The name.
+    make
+        Makes the form.
+    variable
+        The independent variable of the form, where a grid can have equal steps in it.
+    exact
+        Whether the derivatives in its jets are those of the solution.
+    """
 
     name: str
     make: Callable[[Model, torch.Generator | None], Form] = field(repr=False, compare=False)
+    variable: str = ""
+    exact: bool = True
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A named family of grids: the times of a schedule in a given number of steps."""
+    """A named family of grids: the times of a schedule in a given number of steps.
+
+    Attributes
+    ----------
+    name
+        The name.
+    times
+        Makes the times.
+    variable
+        The variable in which the steps are equal, where a form has it.
+    smooth
+        Whether the sizes of neighbouring steps become equal as their number grows.
+    """
 
     name: str
     times: Callable[[int, Schedule], Tensor] = field(repr=False, compare=False)
+    variable: str | None = None
+    smooth: bool = True
 
 
 FORMS = {
     form.name: form
     for form in (
         Coordinates("ddim", lambda score, _: DDIM(score)),
-        Coordinates("pf", lambda score, _: ProbabilityFlow(score)),
+        Coordinates("pf", lambda score, _: ProbabilityFlow(score), variable="t"),
         Coordinates("data", lambda score, _: Preconditioned(score, 0.0)),
         Coordinates("preconditioned", lambda score, _: Preconditioned(score, score.data_std)),
-        Coordinates("ideal-ddim", lambda score, _: DDIM(Ideal(score))),
-        Coordinates("ideal-pf", lambda score, _: ProbabilityFlow(Ideal(score))),
+        Coordinates("ideal-ddim", lambda score, _: DDIM(Ideal(score)), exact=False),
+        Coordinates("ideal-pf", lambda score, _: ProbabilityFlow(Ideal(score)), variable="t", exact=False),
         Coordinates("sde", ReverseSDE),
     )
 }
@@ -83,15 +113,17 @@ FLOWS = ("ddim", "pf", "data", "preconditioned")
 GRIDS = {
     grid.name: grid
     for grid in (
-        Grid("linear", lambda n, schedule: power(n, 1.0, schedule.start, schedule.stop)),
+        Grid("linear", lambda n, schedule: power(n, 1.0, schedule.start, schedule.stop), variable="t"),
         Grid("rho1.5", lambda n, schedule: power(n, 1.5, schedule.start, schedule.stop)),
         Grid("quadratic", lambda n, schedule: power(n, 2.0, schedule.start, schedule.stop)),
         Grid("rho2.5", lambda n, schedule: power(n, 2.5, schedule.start, schedule.stop)),
         Grid("log-snr", lambda n, schedule: log_snr(n, schedule, schedule.start, schedule.stop)),
         Grid("edm", lambda n, schedule: edm(n, schedule, 7.0, schedule.start, schedule.stop)),
+        Grid("rough", lambda n, schedule: alternating(n, 2.0, schedule.start, schedule.stop), smooth=False),
     )
 }
-"""The grids by name."""
+"""The grids by name; the steps of the last alternate in size, which no sampler wants: it is there for the
+certificates."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +153,29 @@ class Method:
     @property
     def parts(self) -> tuple[object, ...]:
         """What determines the method's results; see ``study.Cell``."""
-        return (repr(self), self.solver, Form, AnalyticFirst, Series, march)
+        return (repr(self), self.solver, Form, AnalyticFirst, Series, march, power)
+
+    @property
+    def order(self) -> int:
+        """Order of global convergence of the combination, which ``analysis.orders`` certifies.
+
+        That of the solver, but for three things that forms and grids do. Derivatives that are not exact
+        leave order 1. Multistep methods on the bare step index have constant weights: where the steps are
+        equal in the variable of the form these are the right ones, so that nothing limits the order; where
+        neighbouring steps stay unequal they are wrong by a constant factor, and only order 1 is left.
+        """
+        solver = self.solver
+        if not self.form.exact and isinstance(solver, Taylor | Adams) and solver.p > 1:
+            return 1
+        if isinstance(solver, Adams) and isinstance(solver.clock, Index) and solver.k > 1:
+            if not self.grid.smooth:
+                return 1
+            if self.grid.variable is not None and self.grid.variable == self.form.variable:
+                start = solver.start
+                if isinstance(start, RungeKutta):
+                    start = replace(start, clock=Own())
+                return replace(solver, clock=Own(), start=start).order
+        return solver.order
 
     def sample(self, score: Model, steps: int, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the states to which the method brings ``x``.
@@ -143,6 +197,21 @@ class Method:
             score = AnalyticFirst(score, start)
         state = final(march(self.form.make(score, generator), self.solver, times, x))
         return denoise_step(score, state.x, stop) if self.denoise else state.x
+
+    def encode(self, score: Model, steps: int, x: Tensor) -> Tensor:
+        """Return the latents of ``x``: the same march from the end of the schedule to its start.
+
+        Neither the analytical first step nor the denoising has a place in it.
+
+        Parameters
+        ----------
+        score, steps
+            As in ``sample``.
+        x
+            States at the end of the schedule (t_cut), shape (n, *event).
+        """
+        times = self.grid.times(steps, score.schedule).flip(0)
+        return final(march(self.form.make(score, None), self.solver, times, x)).x
 
     def bill(self, model: Model, steps: int) -> Bill:
         """Return what ``steps`` steps would cost on the model, found by doing them on a free copy of it."""
@@ -223,3 +292,30 @@ METHODS = {
     "dpm-solver++2m": Method(Adams(2, clock=LogSNR()), FORMS["data"]),
 }
 """Every method of the suite by the name it is called by."""
+
+
+def crossed(
+    methods: Mapping[str, Method], forms: Iterable[Coordinates] | None, grids: Iterable[Grid]
+) -> list[tuple[str, Method]]:
+    """Cross methods with forms and grids.
+
+    Parameters
+    ----------
+    methods
+        Methods by name.
+    forms
+        Deterministic forms; None is each method's own. A method of an ideal or a stochastic form keeps it.
+    grids
+        Grids.
+
+    Returns
+    -------
+    Names and methods, every combination once (two names of one solver differ by their form only).
+    """
+    forms, grids = None if forms is None else list(forms), list(grids)
+    names: dict[Method, str] = {}
+    for name, method in methods.items():
+        for form in forms if forms is not None and method.form.name in FLOWS else [method.form]:
+            for grid in grids:
+                names.setdefault(replace(method, form=form, grid=grid), name)
+    return [(name, method) for method, name in names.items()]

@@ -74,3 +74,22 @@ def edm(steps: int, schedule: Schedule, rho: float = 7.0, start: float = 1.0, st
     """
     a, b = schedule.gamma(start) ** (1.0 / rho), schedule.gamma(stop) ** (1.0 / rho)
     return _ends(schedule.time(_ramp(steps, a, b) ** rho), start, stop)
+
+
+def alternating(steps: int, ratio: float = 2.0, start: float = 1.0, stop: float = 1e-3) -> Tensor:
+    """Return times whose steps alternate in size, long and short, however many there are.
+
+    Not a smooth family: neighbouring steps never become equal, which the constant weights of a multistep
+    method do not survive.
+
+    Parameters
+    ----------
+    steps, start, stop
+        As in ``power``.
+    ratio
+        Of a long step to a short one.
+    """
+    short = torch.arange(steps, dtype=torch.float64) % 2
+    sizes = ratio * (1.0 - short) + short
+    fractions = torch.cat([torch.zeros(1, dtype=torch.float64), sizes.cumsum(0) / sizes.sum()])
+    return _ends(start + (stop - start) * fractions, start, stop)
