@@ -70,7 +70,7 @@ def experiment(session: Session) -> Sequence[Path]:
     def threshold() -> float:
         generator = torch.Generator().manual_seed(args.seed)
         densities = problem.log_prob(problem.sample(DRAWS, stop, generator), stop)
-        return float(densities.quantile(1.0 - REGION))
+        return float(densities.quantile(1.0 - REGION).item())
 
     def describe(x: Tensor) -> dict[str, Any]:
         x = x.double().cpu()

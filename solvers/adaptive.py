@@ -39,9 +39,11 @@ class RK45(Adaptive):
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Integrate from s0 to s1 in as many steps as the tolerance asks for."""
         first: list[Tensor] = []
+        low, high = sorted((float(s0), float(s1)))
 
         def f(s: Tensor, state: Tensor) -> Tensor:
-            slope = eq.jet(state, s.item())[0]
+            # The probe that picks the first step knows no end of the interval.
+            slope = eq.jet(state, min(max(s.item(), low), high))[0]
             if not first:
                 first.append(slope)
             return slope

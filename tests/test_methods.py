@@ -1,0 +1,104 @@
+"""The table of methods: budgets as the paper counts them, and identities between names."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from analysis.methods import FORMS, GRIDS, METHODS
+from analysis.problems import PROBLEMS, latents
+from problems import AnalyticFirst, Guided, denoise, smooth_mixture, toy_mixture
+
+# Steps for a budget, without AFS and denoising, with AFS, with denoising, with both: the table of step
+# numbers by which the paper's Tables 8-11 are filled (S-PNDM costs N + 1, F-PNDM N + 9).
+BUDGETS = {
+    ("ddim", 5): (5, 6, 4, 5),
+    ("ddim", 25): (25, 26, 24, 25),
+    ("ttm2", 10): (10, 11, 9, 10),
+    ("euler-maruyama", 10): (10, 11, 9, 10),
+    ("s-pndm", 5): (4, 5, 3, 4),
+    ("s-pndm", 10): (9, 10, 8, 9),
+    ("f-pndm", 15): (6, 7, 5, 6),
+    ("f-pndm", 20): (11, 12, 10, 11),
+    ("f-pndm", 25): (16, 17, 15, 16),
+    ("heun", 10): (5, 5, 4, 5),
+}
+
+
+@pytest.mark.parametrize(("name", "nfe"), BUDGETS)
+def test_budgets_are_the_papers(name, nfe):
+    toy = toy_mixture()
+    factors = [(False, False), (True, False), (False, True), (True, True)]
+    steps = [replace(METHODS[name], afs=afs, denoise=d).steps(toy, nfe) for afs, d in factors]
+    assert tuple(steps) == BUDGETS[name, nfe]
+
+
+@pytest.mark.parametrize("nfe", [5, 10])
+def test_f_pndm_is_not_available_at_small_budgets(nfe):
+    with pytest.raises(ValueError, match=r"needs at least 12 NFE \(3 steps\)"):
+        METHODS["f-pndm"].steps(toy_mixture(), nfe)
+
+
+def test_guidance_halves_the_steps():
+    guided = Guided(toy_mixture(), toy_mixture(), 1.0)
+    assert METHODS["ddim"].steps(guided, 20) == 10
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if n not in ("rk45",)])
+@pytest.mark.parametrize("afs", [False, True])
+@pytest.mark.parametrize("denoised", [False, True])
+def test_what_is_rehearsed_is_what_is_spent(name, afs, denoised):
+    method = replace(METHODS[name], afs=afs, denoise=denoised)
+    problem = smooth_mixture()
+    method.sample(problem, 6, latents(problem, 3, 0), torch.Generator().manual_seed(0))
+    assert problem.spent == method.bill(problem, 6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_samples_near_the_data(name):
+    """At 80 steps every method of the table brings latents to the three Gaussians of the smooth problem."""
+    problem = smooth_mixture()
+    x = METHODS[name].sample(problem, 80, latents(problem, 400, 1), torch.Generator().manual_seed(2))
+    mean, covariance = x.mean(0), x.T.cov()
+    # Four standard errors of 400 samples, plus the discretisation error of the crudest method (5%).
+    assert (mean - problem.mean).abs().max() < 4 * 0.7 / 20 + 0.05
+    assert (covariance - problem.covariance).abs().max() < 4 * 0.6 * 2**0.5 / 20 + 0.05
+
+
+def test_ideal_derivatives_on_the_ddim_ode_are_ddim():
+    problem = toy_mixture()
+    x = latents(problem, 50, 0)
+    ddim, ideal = (METHODS[n].sample(problem, 10, x) for n in ("ddim", "ttm2-ideal-ddim"))
+    assert torch.equal(ddim, ideal)
+
+
+def test_afs_and_denoise_are_wrapped_around_the_same_march():
+    problem = toy_mixture()
+    x = latents(problem, 50, 0)
+    plain = METHODS["ttm2"].sample(AnalyticFirst(problem, 1.0), 10, x)
+    both = replace(METHODS["ttm2"], afs=True, denoise=True).sample(problem, 10, x)
+    assert torch.equal(denoise(problem, plain, 1e-3), both)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_every_grid_spans_the_schedule_of_every_problem(grid, problem):
+    schedule = PROBLEMS[problem]().schedule
+    times = grid.times(7, schedule)
+    assert times.dtype == torch.float64
+    assert len(times) == 8
+    assert (times[0], times[-1]) == (schedule.start, schedule.stop)
+    assert bool((times.diff() < 0).all())
+
+
+def test_names_are_the_keys_of_their_tables():
+    assert all(name == form.name for name, form in FORMS.items())
+    assert all(name == grid.name for name, grid in GRIDS.items())
+
+
+def test_latents_belong_to_the_seed():
+    problem = toy_mixture()
+    assert torch.equal(latents(problem, 10, 3), latents(problem, 10, 3))
+    assert not torch.equal(latents(problem, 10, 3), latents(problem, 10, 4))
+    many = latents(problem, 20_000, 0)
+    assert abs(float(many.std()) - 1.0) < 5 / (2 * 40_000) ** 0.5
