@@ -1,0 +1,159 @@
+"""Manners: mistakes get one sentence and exit code 2, files are whole, runs are repeatable and resumable."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import cli, lte, study
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ("lte", "derivatives", "gte", "orders", "samples")
+SMALL = ["--t", "0.3", "--samples", "20", "--points", "4", "--solvers", "ddim", "ttm2", "s-pndm"]
+
+MISTAKES = {
+    "lte --t 2": "outside (0.001, 1]",
+    "lte --t 0.001": "outside (0.001, 1]",
+    "lte --t soon": "invalid float value: 'soon'",
+    "lte --solvers genie": "unknown solver 'genie'; choose from ddim, ttm2",
+    "lte --solvers rk45": "no single deterministic step",
+    "lte --solvers euler-maruyama": "no single deterministic step",
+    "lte --problem imagenet": "unknown problem 'imagenet'; choose from toy",
+    "lte --device quantum": "type --device cpu or --device cuda",
+    "lte --dtype int8": "invalid choice: 'int8'",
+    "lte --samples 0": "0 is not a positive whole number",
+    "lte --samples many": "many",
+    "lte --sampels 10": "unrecognized arguments",
+    "derivatives --t 1": "leaves no room for a backward difference",
+    "samples --problem gaussian": "choose a mixture",
+    "samples --steps 0": "0 is not a positive whole number",
+    "gte --solvers f-pndm --nfe 5": "12",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(line, tmp_path, capsys):
+    name, *arguments = line.split()
+    with pytest.raises(SystemExit) as left:
+        importlib.import_module(f"analysis.{name}").command([*arguments, "--out", str(tmp_path)])
+    assert left.value.code == 2
+    message = capsys.readouterr().err
+    assert MISTAKES[line] in message
+    assert "Traceback" not in message
+    assert message.count("\n") == 1
+
+
+def test_cuda_where_there_is_none_gets_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as left:
+        lte.command(["--device", "cuda", "--out", str(tmp_path)])
+    assert left.value.code == 2
+    assert "type --device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_has_examples_that_parse(name, capsys):
+    module = importlib.import_module(f"analysis.{name}")
+    with pytest.raises(SystemExit) as left:
+        module.command(["--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    lines = [
+        line.split()[3:] for line in text.splitlines() if line.startswith(f"  python -m analysis.{name}")
+    ]
+    assert len(lines) >= 2
+    for line in lines:
+        module.arguments().parse_args(line)
+
+
+def test_files_manifest_and_repetition(tmp_path, capsys):
+    """Same seed, same result, in another folder and from another store."""
+    for folder in ("a", "b"):
+        assert lte.command([*SMALL, "--out", str(tmp_path / folder)]) == 0
+    first, second = ((tmp_path / folder / "lte.csv").read_bytes() for folder in ("a", "b"))
+    assert first == second
+    for suffix in (".pdf", ".png"):
+        assert (tmp_path / "a" / f"lte{suffix}").stat().st_size > 5_000
+    manifest = json.loads((tmp_path / "a" / "lte.json").read_text())
+    assert manifest["arguments"]["samples"] == 20
+    assert manifest["seed"] == 0
+    assert manifest["packages"]["torch"]
+    assert manifest["wall_seconds"] > 0
+    assert not list((tmp_path / "a").glob(".writing*"))
+    table = pd.read_csv(tmp_path / "a" / "lte.csv")
+    assert len(table) == 12
+    assert capsys.readouterr().err == ""  # no progress bar where stderr is no terminal
+
+
+def test_another_seed_gives_another_result(tmp_path):
+    for seed in ("0", "1"):
+        assert lte.command([*SMALL, "--out", str(tmp_path / seed), "--seed", seed]) == 0
+    a, b = (pd.read_csv(tmp_path / seed / "lte.csv") for seed in ("0", "1"))
+    assert (a["error"] != b["error"]).all()
+
+
+def test_a_second_run_measures_nothing_and_fresh_measures_all(tmp_path, monkeypatch):
+    written = []
+    write = study.Store.write
+    monkeypatch.setattr(study.Store, "write", lambda self, *a: (written.append(a[0]), write(self, *a)))
+    lte.command([*SMALL, "--out", str(tmp_path)])
+    assert len(written) == 12
+    lte.command([*SMALL, "--out", str(tmp_path)])
+    assert len(written) == 12
+    lte.command([*SMALL, "ab2", "--out", str(tmp_path)])
+    assert len(written) == 16
+    lte.command([*SMALL, "--out", str(tmp_path), "--fresh"])
+    assert len(written) == 28
+
+
+def test_an_interrupted_run_exits_130_and_resumes(tmp_path, monkeypatch, capsys):
+    step, calls = lte.single_step, []
+
+    def interrupted(*a):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return step(*a)
+
+    interrupted.__module__ = step.__module__
+    monkeypatch.setattr(lte, "single_step", interrupted)
+    assert lte.command([*SMALL, "--out", str(tmp_path)]) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+    assert lte.command([*SMALL, "--out", str(tmp_path)]) == 0
+    assert len(calls) == 13  # 5 kept, 1 interrupted, 7 left
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "table.csv"
+    target.write_text("old")
+
+    def fail(path):
+        path.write_text("half of the n")
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        cli.atomically(target, fail)
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_an_unusable_out_exits_1_with_one_sentence(tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert lte.command([*SMALL, "--out", str(blocked)]) == 1
+    message = capsys.readouterr().err
+    assert "give another --out" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_as_a_user_types_it(tmp_path):
+    command = [sys.executable, "-m", "analysis.lte", *SMALL, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Local truncation error" in done.stdout
+    assert done.stderr == ""
