@@ -27,7 +27,7 @@ from analysis.reference import Reference, reference
 from analysis.statistics import Bootstrap, Slope, medians, slope
 from analysis.study import Cell, frame, run
 from problems import Form
-from solvers import Adams, Node, Taylor
+from solvers import LinearRule, Node
 from solvers.adaptive import Adaptive
 
 DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "ab2", "heun")
@@ -177,12 +177,12 @@ def single_step(
         "jvp": np.array(bill.jvp),
         "reference_error": np.array(solution.error),
     }
-    if isinstance(method.solver, Adams | Taylor):
+    if isinstance(method.solver, LinearRule):
         arrays["theory"] = leading_term(method.solver, eq, y, end, [s0, *(node.s for node in past)])
     return arrays
 
 
-def leading_term(solver: Adams | Taylor, eq: Form, y: Tensor, end: float, nodes: list[Any]) -> Any:
+def leading_term(solver: LinearRule, eq: Form, y: Tensor, end: float, nodes: list[Any]) -> Any:
     """Return the norm of the leading error of a linear rule, (samples,), in data space.
 
     A rule Σ cⱼᵢ f⁽ⁱ⁾(sⱼ) for ∫ f ds errs by Σₘ Eₘ f⁽ᵐ⁾/m! at s0, with Eₘ its error on (s - s0)ᵐ. All terms up
@@ -190,10 +190,10 @@ def leading_term(solver: Adams | Taylor, eq: Form, y: Tensor, end: float, nodes:
     """
     s0, s1 = nodes[0], eq.s(end)
     h = s1 - s0
-    jet = eq.jet(y, s0, solver.order + 1)
+    jet = eq.jet(y, s0, solver.local_order)
     weights = solver.weights(eq, s1, nodes)
     error = torch.zeros_like(y)
-    for m in range(solver.order + 1):
+    for m in range(solver.local_order):
         quadrature = sum(
             c * math.perm(m, i) * (s - s0) ** (m - i)
             for s, row in zip(nodes, weights, strict=True)
@@ -241,7 +241,7 @@ def report(
                 "solver": name,
                 "NFE": int(near["nfe"]),
                 "slope (95%)": "-" if fit is None else f"{fit.value:.3f} [{fit.low:.3f}, {fit.high:.3f}]",
-                "order + 1": methods[name].solver.order + 1,
+                "order + 1": methods[name].solver.local_order,
                 "theory/error": "-" if ratio.isna().all() else f"{ratio.iloc[0]:.4f}",
                 "Δt": f"{near['dt']:.3g}",
                 "mean error (95%)": tables.interval(near["error"], near["error_low"], near["error_high"]),

@@ -3,7 +3,7 @@
 from solvers.adams import Adams
 from solvers.adaptive import RK45
 from solvers.clock import Clock, Exact, Index, LogSNR, Own, Time
-from solvers.interface import Equation, Node, Past, Solver
+from solvers.interface import Equation, LinearRule, Node, Past, Solver
 from solvers.march import State, final, march
 from solvers.runge_kutta import RK4, Heun, Midpoint, RungeKutta
 from solvers.stochastic import EulerMaruyama
@@ -19,6 +19,7 @@ __all__ = [
     "Exact",
     "Heun",
     "Index",
+    "LinearRule",
     "LogSNR",
     "Midpoint",
     "Node",

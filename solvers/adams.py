@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from solvers.clock import Clock, Own, as_float, hermite_weights
-from solvers.interface import Equation, Node, Past, Scalar, Solver
+from solvers.interface import Equation, LinearRule, Node, Past, Scalar, Solver
 
 
 @dataclass(frozen=True)
-class Adams(Solver):
+class Adams(LinearRule):
     """The k-step explicit Adams method with p derivatives at each node, y ← y + Σⱼᵢ cⱼᵢ y⁽ⁱ⁺¹⁾(s_{n-j}).
 
     The weights are those of the integrated Hermite interpolant through the last k nodes, computed for the
@@ -53,7 +53,12 @@ class Adams(Solver):
     def order(self) -> int:
         """k p where the clock allows it and the starting steps are accurate enough."""
         starting = self.k * self.p if self.k == 1 else (self.start.order if self.start else self.p) + 1
-        return int(min(self.k * self.p, self.clock.limit, starting))
+        return min(self.local_order - 1, starting)
+
+    @property
+    def local_order(self) -> int:
+        """One more than k p where the clock allows it."""
+        return int(min(self.k * self.p, self.clock.limit)) + 1
 
     @property
     def reach(self) -> int:
@@ -61,21 +66,7 @@ class Adams(Solver):
         return self.k - 1
 
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
-        """Return the weights of a step.
-
-        Parameters
-        ----------
-        eq
-            The equation, which knows how to read clocks.
-        s1
-            End of the step.
-        nodes
-            s0 and the places before it, newest first.
-
-        Returns
-        -------
-        One row per node with the weights of y', y'', … there.
-        """
+        """Return the weights of the Hermite rule through the nodes, as they lie on the clock."""
         c = hermite_weights(self.clock.measure(eq, s1, nodes, self.p * len(nodes)), self.p)
         h = s1 - nodes[0]
         return [[h ** (i + 1) * w for i, w in enumerate(row)] for row in c]

@@ -7,6 +7,7 @@ so this module, and with it every solver, knows nothing of diffusion models beyo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -79,6 +80,11 @@ class Solver(ABC):
         """Order of global convergence in the step size, on smooth problems and smooth families of grids."""
 
     @property
+    def local_order(self) -> int:
+        """Order of the error of one step from exact states: one more, unless the start holds a method back."""
+        return self.order + 1
+
+    @property
     def reach(self) -> int:
         """How many past nodes the method looks back on."""
         return 0
@@ -101,4 +107,29 @@ class Solver(ABC):
         Returns
         -------
         The solution at ``s1``, and the node at ``s0`` to be remembered.
+        """
+
+
+class LinearRule(Solver):
+    """A solver whose step is a fixed linear combination of derivatives at the present node and past ones.
+
+    Its local error has a known leading term: see ``analysis.lte``.
+    """
+
+    @abstractmethod
+    def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
+        """Return the weights of a step, given a full past.
+
+        Parameters
+        ----------
+        eq
+            The equation, which knows how to read clocks.
+        s1
+            End of the step.
+        nodes
+            s0 and the places before it, newest first.
+
+        Returns
+        -------
+        One row per node with the weights of y', y'', … there.
         """

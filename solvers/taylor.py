@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solvers.interface import Equation, Node, Past, Scalar, Solver
+from solvers.interface import Equation, LinearRule, Node, Past, Scalar
 
 
 @dataclass(frozen=True)
-class Taylor(Solver):
+class Taylor(LinearRule):
     """The truncated Taylor method of order p, y ← Σ_{k≤p} hᵏ/k! y⁽ᵏ⁾ (Eq. 8, App. B.1).
 
     On the DDIM ODE, p = 1 is DDIM (Euler's method), p = 2 is GENIE with exact derivatives (Eq. 9) and p = 3
@@ -45,6 +45,6 @@ class Taylor(Solver):
         return y + h * slope, Node(s0, jet)
 
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
-        """Return the weights hᵏ/k! of the jet at s0, one row; see ``Adams.weights``."""
+        """Return the weights hᵏ/k! of the jet at s0, one row."""
         h = s1 - nodes[0]
         return [[h ** (k + 1) / math.factorial(k + 1) for k in range(self.p)]]
