@@ -285,9 +285,10 @@ METHODS = {
     "ab4": Method(Adams(4, start=RK4())),
     # Multistep with derivatives: what TTM-2 costs per step, at twice its order.
     "adams22": Method(Adams(2, 2, start=Taylor(3))),
-    # Foreign clocks.
-    "tab-deis2": Method(Adams(2, clock=Exact(Time()))),
-    "tab-deis3": Method(Adams(3, clock=Exact(Time()), start=Heun())),
+    # Foreign clocks. DEIS counts the degree of its polynomial, and starts with the lower degrees.
+    "tab-deis1": Method(Adams(2, clock=Exact(Time()))),
+    "tab-deis2": Method(Adams(3, clock=Exact(Time()))),
+    "tab-deis3": Method(Adams(4, clock=Exact(Time()))),
     "dpm-solver-2": Method(Midpoint(LogSNR())),
     "dpm-solver++2m": Method(Adams(2, clock=LogSNR()), FORMS["data"]),
 }

@@ -41,6 +41,7 @@ LABELS = {
     "ab3": "AB3",
     "ab4": "AB4",
     "adams22": "Adams(2, 2)",
+    "tab-deis1": "tAB-DEIS1",
     "tab-deis2": "tAB-DEIS2",
     "tab-deis3": "tAB-DEIS3",
     "dpm-solver-2": "DPM-Solver-2",

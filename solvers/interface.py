@@ -81,7 +81,7 @@ class Solver(ABC):
 
     @property
     def local_order(self) -> int:
-        """Order of the error of one step from exact states: one more, unless the start holds a method back."""
+        """Order of the error of a step from exact states: one more, unless the start holds a method back."""
         return self.order + 1
 
     @property
