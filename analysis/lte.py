@@ -263,18 +263,19 @@ def report(
 def draw(table: pd.DataFrame, session: Session) -> list[Path]:
     """Draw Fig. 3 (top) and 10: error against Δt, and below it against time advanced per evaluation."""
     starts = list(dict.fromkeys(table["t"]))
+    band, names = ("error_low", "error_high"), list(dict.fromkeys(table["solver"]))
     with plots.style():
         figure, axes = plots.panels(2, len(starts), figsize=(plots.WIDTH, 4.6), sharey="row")
         for column, t in enumerate(starts):
             rows = table[(table["t"] == t) & (table["error"] > table["reference_error"])]
             top, bottom = axes[0, column], axes[1, column]
-            plots.curves(top, rows, "dt", "error", band=("error_low", "error_high"))
+            plots.curves(top, rows, "dt", "error", band=band, among=names)
             limits = 0.5 * table["reference_error"].max(), 3 * rows["error_high"].max()
             for name in dict.fromkeys(rows["solver"][rows["theory"].notna()]):
                 part = rows[rows["solver"] == name].sort_values("dt")
                 top.plot(part["dt"], part["theory"], color="0.25", linestyle=":", linewidth=0.8)
             top.set_ylim(*limits)
-            plots.curves(bottom, rows, "dt_per_nfe", "error", band=("error_low", "error_high"))
+            plots.curves(bottom, rows, "dt_per_nfe", "error", band=band, among=names)
             top.set_title(f"$t = {t:g}$")
             top.set_xlabel(r"step size $\Delta t$")
             bottom.set_xlabel(r"$\Delta t$ per evaluation (NFE)")

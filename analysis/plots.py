@@ -110,6 +110,7 @@ def curves(
     y: str,
     by: str = "solver",
     band: tuple[str, str] | None = None,
+    among: Sequence[str] | None = None,
     **line: Any,
 ) -> None:
     """Draw one curve per method, with its interval as a band.
@@ -126,9 +127,13 @@ def curves(
         Column that tells the methods apart.
     band
         Columns of the lower and upper end of the interval.
+    among
+        All names in the figure, where the panels do not have the same ones, so that their looks agree.
     """
-    for name, look in looks(list(frame[by])).items():
+    for name, look in looks(list(among if among is not None else frame[by])).items():
         rows = frame[frame[by] == name].sort_values(x)
+        if rows.empty:
+            continue
         ax.plot(rows[x], rows[y], color=look.colour, marker=look.marker, label=look.label, **line)
         if band:
             ax.fill_between(rows[x], rows[band[0]], rows[band[1]], color=look.colour, alpha=0.2, linewidth=0)

@@ -1,0 +1,433 @@
+"""Global error at the end of a trajectory against the cost of getting there.
+
+Every method starts from the same latents and is compared, trajectory by trajectory, with the exact end point
+at t_cut (denoised ones with the denoised exact end point). The budget is a number of score evaluations, or
+of steps; form, grid, analytical first step and denoising are factors. With ``--encode`` exact samples of
+p_{t_cut} are sent to t = 1 and back instead, at the same cost each way, and compared with themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analysis import plots, tables
+from analysis.cli import (
+    Parser,
+    Session,
+    UsageError,
+    add_factors,
+    add_solvers,
+    atomically,
+    main,
+    parser,
+    positive,
+)
+from analysis.methods import Grid, Method
+from analysis.problems import latents
+from analysis.reference import reference
+from analysis.statistics import Bootstrap, Interval, medians, share
+from analysis.study import Cell, run
+from problems import Mixture, denoise
+from solvers.adaptive import Adaptive
+
+DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "tab-deis2", "adams22", "rk45")
+BUDGETS = (5, 10, 15, 20, 25)
+SWITCH = {"off": (False,), "on": (True,), "both": (False, True)}
+WHOLE = Grid("own", lambda _, schedule: torch.tensor([schedule.start, schedule.stop], dtype=torch.float64))
+"""The grid of a method that chooses its own steps."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the study: a method under a budget.
+
+    Attributes
+    ----------
+    solver
+        Name of the method.
+    method
+        The method.
+    budget
+        The NFE or the steps that it may take; None where it takes what it needs.
+    steps
+        The steps that the budget pays for.
+    encode_steps
+        The same on the way to the latents; 0 where that way is not gone.
+    note
+        Why there is nothing to measure; empty if there is.
+    """
+
+    solver: str
+    method: Method
+    budget: int | None
+    steps: int = 0
+    encode_steps: int = 0
+    note: str = ""
+
+    @property
+    def factors(self) -> dict[str, Any]:
+        """What tells the curves of the study apart."""
+        m = self.method
+        return {
+            "solver": self.solver,
+            "form": m.form.name,
+            "grid": m.grid.name,
+            "afs": m.afs,
+            "denoise": m.denoise,
+        }
+
+
+def arguments() -> Parser:
+    """Return the parser of this command."""
+    p = parser(
+        "gte",
+        "Global error at t_cut against NFE and steps, solver by form by grid by AFS by denoising.",
+        "  python -m analysis.gte\n"
+        "  python -m analysis.gte --solvers ddim ttm2 s-pndm --nfe 10 --grids linear quadratic edm\n"
+        "  python -m analysis.gte --solvers ddim ttm2 --forms ddim data preconditioned --steps 5 10 20\n"
+        "  python -m analysis.gte --solvers ddim ttm2 s-pndm --afs both --denoise both\n"
+        "  python -m analysis.gte --encode --solvers ddim ttm2 --nfe 5 10 15 20 25 50",
+    )
+    add_solvers(p, DEFAULT)
+    add_factors(p, None, ("linear", "quadratic"))
+    budget = p.add_mutually_exclusive_group()
+    typical = " ".join(map(str, BUDGETS))
+    budget.add_argument(
+        "--nfe",
+        nargs="+",
+        type=positive,
+        help=f"budgets of score evaluations (default: {typical}, and 50 with --encode)",
+    )
+    budget.add_argument("--steps", nargs="+", type=positive, help="numbers of steps, instead of budgets")
+    p.add_argument("--afs", choices=SWITCH, default="off", help="analytical first step (saves one NFE)")
+    p.add_argument("--denoise", choices=SWITCH, default="off", help="final denoising (costs one NFE)")
+    p.add_argument("--encode", action="store_true", help="measure encoding and decoding there and back")
+    return p
+
+
+def experiment(session: Session) -> Sequence[Path]:
+    """Measure, then write tables and figure."""
+    args, problem = session.args, session.problem
+    start, stop = problem.schedule.start, problem.schedule.stop
+    rows = plan(session)
+
+    @cache
+    def begin() -> Tensor:
+        """Return latents or, to encode, exact samples of p_{t_cut}."""
+        if args.encode:
+            return problem.sample(args.samples, stop, torch.Generator().manual_seed(args.seed))
+        return latents(problem, args.samples, args.seed)
+
+    @cache
+    def exact() -> tuple[Tensor, float]:
+        """Return the states to which methods should come, and the error in them."""
+        if args.encode:
+            return begin(), 0.0
+        solution = reference(problem, begin(), (start, stop))
+        return solution.x[-1], solution.error
+
+    @cache
+    def target(denoised: bool) -> Tensor:
+        return denoise(problem, exact()[0], stop) if denoised else exact()[0]
+
+    def measure(row: Row) -> dict[str, Any]:
+        arrays = end_point(session, row, begin(), target(row.method.denoise))
+        return {**arrays, "reference_error": np.array(exact()[1])}
+
+    measured = [i for i, row in enumerate(rows) if not row.note]
+    cells = [
+        Cell(
+            {
+                **session.config,
+                **rows[i].factors,
+                "steps": rows[i].steps,
+                "encode_steps": rows[i].encode_steps,
+            },
+            (*rows[i].method.parts, problem, problem.schedule, end_point, reference),
+            lambda row=rows[i]: measure(row),  # type: ignore[misc]
+        )
+        for i in measured
+    ]
+    results = run("gte", cells, session.store, fresh=args.fresh)
+
+    errors = np.stack([r.arrays["error"] for r in results])
+    bootstrap = Bootstrap(args.samples)
+    unit = "steps" if args.steps else "nfe"
+    columns: dict[str, Any] = {
+        **{name: [int(r.arrays[name]) for r in results] for name in ("nfe", "jvp", "encode_nfe")},
+        **_interval("error", bootstrap.means(errors)),
+        **_interval("median", medians(errors)),
+        **_interval("ratio", paired([rows[i] for i in measured], errors, bootstrap)),
+        "reference_error": [float(r.arrays["reference_error"]) for r in results],
+    }
+    if isinstance(problem, Mixture):
+        flips = np.array([share(r.arrays["flip"].sum(), args.samples) for r in results]).T
+        columns |= _interval("flips", Interval(*flips))
+    table = pd.DataFrame(
+        [
+            {
+                **session.config,
+                **row.factors,
+                f"{unit}_budget": row.budget,
+                "steps": row.steps or None,
+                "encode_steps": row.encode_steps,
+                "note": row.note,
+            }
+            for row in rows
+        ]
+    ).join(pd.DataFrame(columns, index=measured))
+    # A denoised state is one at γ = 0, where α = 1.
+    table["error_xbar"] = table["error"] / np.where(table["denoise"], 1.0, problem.schedule.alpha(stop))
+
+    csv = session.path(".csv")
+    atomically(csv, lambda path: tables.to_csv(table, path))
+    report(table, f"{unit}_budget", args.encode)
+    return [csv, *draw(table, session)]
+
+
+def _interval(name: str, interval: Interval) -> dict[str, Any]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def plan(session: Session) -> list[Row]:
+    """Return the rows of the study, those that a budget does not reach with the reason.
+
+    Raises
+    ------
+    UsageError
+        If no row can be measured, or a method cannot do what is asked for.
+    """
+    args = session.args
+    methods: dict[Method, str] = {}
+    for name, method in session.crossed():
+        if args.encode and method.form.name == "sde":
+            raise UsageError(f"{name} is stochastic and cannot encode; leave it out of --solvers")
+        if isinstance(method.solver, Adaptive):
+            method = replace(method, grid=WHOLE)
+        for afs in SWITCH[args.afs]:
+            for denoised in SWITCH[args.denoise]:
+                methods.setdefault(replace(method, afs=afs, denoise=denoised), name)
+
+    def row(name: str, method: Method, budget: int | None) -> Row:
+        try:
+            there = replace(method, afs=False, denoise=False)
+            steps = _steps(session, method, budget)
+            return Row(name, method, budget, steps, _steps(session, there, budget) if args.encode else 0)
+        except ValueError as reason:
+            return Row(name, method, budget, note=str(reason))
+
+    budgets = dict.fromkeys(args.steps or args.nfe or ((*BUDGETS, 50) if args.encode else BUDGETS))
+    rows = [
+        row(name, method, budget)
+        for method, name in methods.items()
+        for budget in ([None] if isinstance(method.solver, Adaptive) else budgets)
+    ]
+    if all(row.note for row in rows):
+        most = rows[-1]
+        raise UsageError(f"nothing can be measured: {most.solver} {most.note}; type a larger number")
+    return rows
+
+
+def _steps(session: Session, method: Method, budget: int | None) -> int:
+    """Return the steps of a method under a budget; a ValueError says why there are none."""
+    if budget is None:
+        return 1
+    if not session.args.steps:
+        return method.steps(session.problem, budget)
+    if budget < method.solver.reach:
+        raise ValueError(f"needs at least {method.solver.reach} steps, so {budget} are too few")
+    return budget
+
+
+def end_point(session: Session, row: Row, begin: Tensor, target: Tensor) -> dict[str, Any]:
+    """Measure one row: how far from where it should be each trajectory ends, in data space.
+
+    Parameters
+    ----------
+    session
+        The run.
+    row
+        What to measure.
+    begin
+        The states to begin with: latents, or the states to be encoded; (samples, *event), float64.
+    target
+        The states to end at, of the same shape.
+
+    Returns
+    -------
+    Arrays by name: the L2 errors (samples,), the bill and, on a mixture, whether the trajectory ends nearest
+    to another component than the exact one does (samples,).
+    """
+    score, schedule = session.working, session.problem.schedule
+    x, before = session.cast(begin), score.spent
+    if row.encode_steps:
+        x = row.method.encode(score, row.encode_steps, x)
+    there = score.spent - before
+    x = row.method.sample(score, row.steps, x, session.generator())
+    back = score.spent - before - there
+    x = x.double().cpu()
+    arrays: dict[str, Any] = {
+        "error": (x - target).flatten(1).norm(dim=1).numpy(),
+        "nfe": np.array(back.nfe),
+        "jvp": np.array(back.jvp),
+        "encode_nfe": np.array(there.nfe),
+    }
+    if isinstance(session.problem, Mixture):
+        alpha = 1.0 if row.method.denoise else schedule.alpha(schedule.stop)
+        nearest = session.problem.nearest
+        arrays["flip"] = (nearest(x / alpha) != nearest(target / alpha)).numpy()
+    return arrays
+
+
+def paired(rows: Sequence[Row], errors: Any, bootstrap: Bootstrap) -> Interval:
+    """Return the ratio of mean errors to DDIM's under the same budget and factors, NaN where it is not."""
+
+    def key(row: Row) -> tuple[Any, ...]:
+        return (*list(row.factors.values())[1:], row.budget)
+
+    base = {key(row): i for i, row in enumerate(rows) if row.solver == "ddim"}
+    there = [i for i, row in enumerate(rows) if key(row) in base]
+    ratio = np.full((3, len(rows)), math.nan)
+    if there:
+        ratio[:, there] = bootstrap.ratios(errors[there], errors[[base[key(rows[i])] for i in there]])
+    return Interval(*ratio)
+
+
+def report(table: pd.DataFrame, budget: str, encode: bool) -> None:
+    """Print means, medians with mode flips, and ratios to DDIM: a line per curve, a column per budget."""
+    what = "decoded samples in x" if encode else "the end point in x at t_cut"
+    unit = "NFE" if budget == "nfe_budget" else "steps"
+    given, own = table[table[budget].notna()], table[table[budget].isna()]
+    middle = "median" + ("; % in another mode (95%)" if "flips" in table else "")
+    if len(given):
+        notes = [f"N/A: {solver} {note}" for solver, note in _reasons(given)]
+        if (given["form"] == "sde").any():
+            notes.append("euler-maruyama is random: its ends are samples, not ends of these trajectories")
+        if (given["jvp"] > 0).any():
+            spent = ", ".join(dict.fromkeys(given["solver"][given["jvp"] > 0]))
+            notes.append(f"{spent}: Jacobian-vector products come on top of the NFE (column jvp)")
+        if given["denoise"].any():
+            notes.append("denoised ends are compared with denoised exact ones, at t = 0")
+        if not encode:
+            notes.append(f"reference: adaptive Taylor, own error {table['reference_error'].max():.1e}")
+        title = f"Mean L2 error of {what} (95%){_common(given)}"
+        tables.show(title, _wide(given, budget, unit, _mean), notes)
+        tables.show(f"The same, {middle}", _wide(given, budget, unit, _middle))
+        compared = given[(given["solver"] != "ddim") & given["ratio"].notna()]
+        if len(compared):
+            title = "Mean error as a multiple of DDIM's on the same trajectories (95%)"
+            tables.show(title, _wide(compared, budget, unit, _ratio))
+    if len(own):
+        lines = [
+            {
+                "solver": row["solver"],
+                "form": row["form"],
+                **{f: _word(row[f]) for f in _varying(own) if f != "form"},
+                "NFE": f"{row['nfe']:g}",
+                "mean error (95%)": _mean(row),
+                middle: _middle(row),
+            }
+            for _, row in own.iterrows()
+        ]
+        title = f"Methods that choose their own steps: L2 error of {what}{_common(own)}"
+        tables.show(title, pd.DataFrame(lines))
+
+
+def _varying(table: pd.DataFrame) -> list[str]:
+    """Return the factors that are worth a column: most methods have one form, AFS and denoising are off."""
+    return [f for f in ("form", "afs", "denoise") if len(set(table[f])) > 1]
+
+
+def _common(table: pd.DataFrame) -> str:
+    varying = _varying(table)
+    common = [f for f in ("form", "afs", "denoise") if f not in varying]
+    return "".join(f", {f} {_word(table[f].iloc[0])}" for f in common)
+
+
+def _wide(table: pd.DataFrame, budget: str, unit: str, text: Callable[[Any], str]) -> pd.DataFrame:
+    """Return a line per curve and a column per budget."""
+    factors = ["solver", "grid", *_varying(table)]
+    lines: dict[tuple[Any, ...], dict[str, str]] = {}
+    for _, row in table.iterrows():
+        line = lines.setdefault(tuple(row[factors]), {f: _word(row[f]) for f in factors})
+        line[f"{row[budget]:g} {unit}"] = "N/A" if row["note"] else text(row)
+    return pd.DataFrame(list(lines.values())).fillna("-")
+
+
+def _mean(row: Any) -> str:
+    return tables.interval(row["error"], row["error_low"], row["error_high"])
+
+
+def _ratio(row: Any) -> str:
+    return tables.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+
+
+def _middle(row: Any) -> str:
+    if "flips" not in row:
+        return f"{row['median']:.2e}"
+    low, high = 100.0 * row["flips_low"], 100.0 * row["flips_high"]
+    return f"{row['median']:.2e}; {100.0 * row['flips']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _word(value: Any) -> str:
+    return ("off", "on")[bool(value)] if isinstance(value, bool | np.bool_) else str(value)
+
+
+def _reasons(table: pd.DataFrame) -> list[tuple[str, str]]:
+    rows = table[table["note"] != ""]
+    return list(dict.fromkeys(zip(rows["solver"], rows["note"], strict=True)))
+
+
+def draw(table: pd.DataFrame, session: Session) -> list[Path]:
+    """Draw error against NFE: a column of panels per grid, a row per form (if crossed), AFS and denoising."""
+    factors = [*(["form"] if session.args.forms else []), "afs", "denoise"]
+    rows = table[table["note"] == ""]
+    grids = [g for g in dict.fromkeys(rows["grid"]) if g != WHOLE.name] or [WHOLE.name]
+    variants = rows[factors].drop_duplicates()
+    what = "of decoded samples" if session.args.encode else "at $t_{cut}$"
+    band = ("error_low", "error_high")
+    with plots.style():
+        size = (plots.WIDTH, 0.6 + 2.0 * len(variants))
+        figure, axes = plots.panels(len(variants), len(grids), figsize=size, sharex=True, sharey=True)
+        for line, (_, variant) in zip(axes, variants.iterrows(), strict=True):
+            here = rows[(rows[factors] == variant).all(axis=1)]
+            for ax, grid in zip(line, grids, strict=True):
+                shown = here[here["grid"].isin([grid, WHOLE.name])]
+                plots.curves(ax, shown, "nfe", "error", band=band, among=list(rows["solver"]))
+                ax.set(xscale="log", yscale="log", title=_title(grid, variant))
+                ax.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
+                ax.set_xticks([], minor=True)
+                ax.set_xlim(0.9 * rows["nfe"].min(), 1.1 * rows["nfe"].max())
+            line[0].set_ylabel(f"mean $L_2$ error {what}")
+        for ax in axes[-1]:
+            ax.set_xlabel("NFE each way" if session.args.encode else "NFE")
+        plots.legend_below(figure, list(axes.flat), columns=4)
+        return plots.save(figure, session.path(""), atomically)
+
+
+def _title(grid: str, variant: Any) -> str:
+    words = [f"{grid} grid"]
+    if "form" in variant:
+        words.append(f"{variant['form']} form")
+    extras = {"afs": "AFS", "denoise": "denoised"}
+    return ", ".join(words + [word for name, word in extras.items() if variant[name]])
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    p = arguments()
+    return main("gte-encode" if p.parse_args(argv).encode else "gte", p, experiment, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())
