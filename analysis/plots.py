@@ -98,6 +98,7 @@ def save(
     for suffix in (".pdf", ".png"):
         target = path.with_name(path.name + suffix)
         atomically(target, figure.savefig)
+        figure.set_layout_engine("none")  # laid out once, it stays as it is
         written.append(target)
     plt.close(figure)
     return written
