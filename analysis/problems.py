@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -29,3 +31,21 @@ def latents(problem: Problem, samples: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = (samples, *problem.event_shape)
     return problem.schedule.prior_std * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def between(problem: Problem, start: float, stop: float) -> Problem:
+    """Return the same problem with its schedule cut to [stop, start], the times that all grids cover.
+
+    Raises
+    ------
+    ValueError
+        If that is not an interval inside the schedule's own.
+    """
+    schedule = problem.schedule
+    if not schedule.stop <= stop < start <= schedule.start:
+        raise ValueError(
+            f"{stop:g} to {start:g} is not an interval inside [{schedule.stop:g}, {schedule.start:g}]"
+        )
+    part = copy.copy(problem)
+    part.schedule = dataclasses.replace(schedule, start=start, stop=stop)  # type: ignore[type-var]
+    return part

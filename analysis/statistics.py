@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -47,9 +48,7 @@ class Bootstrap:
 
     def weights(self) -> Array:
         """Return the weights of the trajectories in each resample, (resamples, samples); rows sum to 1."""
-        rng = np.random.default_rng(self.seed)
-        counts = rng.multinomial(self.samples, np.full(self.samples, 1.0 / self.samples), self.resamples)
-        return counts / self.samples
+        return _weights(self)
 
     def means(self, rows: Array) -> Interval:
         """Return the mean of every row, shape (rows, samples) to (rows,), with its interval."""
@@ -62,6 +61,15 @@ class Bootstrap:
         with np.errstate(divide="ignore", invalid="ignore"):
             low, high = _ends((weights @ rows.T) / (weights @ base.T))
             return Interval(rows.mean(-1) / base.mean(-1), low, high)
+
+
+@lru_cache(maxsize=2)
+def _weights(bootstrap: Bootstrap) -> Array:
+    n = bootstrap.samples
+    counts = np.random.default_rng(bootstrap.seed).multinomial(n, np.full(n, 1.0 / n), bootstrap.resamples)
+    weights: Array = counts / n
+    weights.flags.writeable = False
+    return weights
 
 
 def _ends(resampled: Array) -> tuple[Array, Array]:
