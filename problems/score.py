@@ -11,20 +11,20 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from problems.schedule import Schedule
-from problems.series import Scalar, Series
+from problems.series import Scalar, Series, convolve
 
 Push = Callable[[Tensor], Tensor]
 """Takes the next Taylor coefficient of x̄ along a path, returns the next Taylor coefficient of ε."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bill:
     """What was evaluated, per sample.
 
@@ -49,6 +49,9 @@ class Bill:
         return Bill(self.nfe - other.nfe, self.jvp - other.jvp, self.head - other.head)
 
 
+_EVALUATION, _DERIVATIVE = Bill(nfe=1), Bill(jvp=1)
+
+
 def align(t: Scalar, x: Tensor) -> Scalar:
     """Give a tensor of times trailing axes of length 1, so that it broadcasts against states ``x``."""
     if isinstance(t, Tensor) and 0 < t.ndim < x.ndim:
@@ -59,6 +62,19 @@ def align(t: Scalar, x: Tensor) -> Scalar:
 def like(value: Scalar, x: Tensor) -> Scalar:
     """Give a tensor of numbers the dtype and device of ``x``, so that it does not promote states."""
     return value.to(x) if isinstance(value, Tensor) and value.ndim > 0 else value
+
+
+def follow(push: Push, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
+    """Yield the Taylor coefficients of the flow whose ε is expanded by ``push``; see ``Model.follow``."""
+    slope = [(i + 1) * gamma[i + 1] for i in range(len(gamma) - 1)]
+    eps: list[Tensor] = []
+    coefficient = xbar
+    for j in range(len(slope)):
+        eps.append(push(coefficient))
+        coefficient = torch.as_tensor(convolve(slope, eps, j))
+        if j > 0:
+            coefficient = coefficient / (j + 1)
+        yield coefficient
 
 
 class Model(ABC):
@@ -101,16 +117,42 @@ class Model(ABC):
     def spent(self) -> Bill:
         """The bill so far."""
 
+    def follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
+        """Expand the flow itself, dx̄/dh = ε dγ/dh from x̄, in a power series.
+
+        Parameters
+        ----------
+        xbar
+            The state x/α at h = 0.
+        gamma
+            Taylor coefficients of γ along the path, one more than there will be coefficients.
+
+        Yields
+        ------
+        The Taylor coefficients x̄₁, x̄₂, … of the solution.
+        """
+        return follow(self.expand(gamma), xbar, gamma)
+
+    def follow_core(self, std: float, y: Tensor, u: Scalar) -> Iterator[Tensor] | None:
+        """Expand the flow in preconditioned variables, where the model has a faster way to it than ε.
+
+        Take the data for a core that was blurred by Gaussian noise of standard deviation s = ``std``. In
+        u = (s² + γ²)^(-1/2) and y = u x̄ the flow is dy/du = x̄ - (s² + γ²) ε/γ = the posterior mean of the
+        core, which some models know directly.
+
+        Yields
+        ------
+        The Taylor coefficients y₁, y₂, … of the solution through (y, u), as many as are asked for. None
+        instead of an iterator where there is no such way.
+        """
+        return None
+
     def flow_jet(self, xbar: Tensor, gamma: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return (ε, dε/dγ, …), ``order`` entries, along dx̄/dγ = ε through (x̄, γ) (Eq. 6)."""
-        push = self.expand(Series.variable(gamma, order))
-        coefficient, jet = xbar, []
-        for j in range(order):
-            e = push(coefficient)
-            jet.append(e if j < 2 else math.factorial(j) * e)
-            if j + 1 < order:
-                coefficient = e / (j + 1)
-        return tuple(jet)
+        if order == 1:
+            return (self.expand(Series([gamma]))(xbar),)
+        path = self.follow(xbar, Series.variable(gamma, order + 1))
+        return tuple(c if j == 0 else float(math.factorial(j + 1)) * c for j, c in enumerate(path))
 
     def jet(self, x: Tensor, t: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return ε and its total derivatives in γ along the flow (Eqs. 6 and 10).
@@ -150,6 +192,14 @@ class Source(Model):
     def _expand(self, gamma: Series) -> Push:
         """Do what ``expand`` says, without the bill."""
 
+    def _follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
+        """Do what ``follow`` says, without the bill."""
+        return follow(self._expand(gamma), xbar, gamma)
+
+    def _follow_core(self, std: float, y: Tensor, u: Scalar) -> Iterator[Tensor] | None:
+        """Do what ``follow_core`` says, without the bill."""
+        return None
+
     def expand(self, gamma: Series) -> Push:
         """Begin an expansion along γ(h); see ``Model.expand``."""
         push = self._expand(gamma)
@@ -161,9 +211,23 @@ class Source(Model):
 
         return billed
 
+    def follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
+        """Expand the flow itself; see ``Model.follow``."""
+        return self._billed(self._follow(xbar, gamma))
+
+    def follow_core(self, std: float, y: Tensor, u: Scalar) -> Iterator[Tensor] | None:
+        """Expand the flow in preconditioned variables; see ``Model.follow_core``."""
+        path = self._follow_core(std, y, u)
+        return None if path is None else self._billed(path)
+
+    def _billed(self, path: Iterator[Tensor]) -> Iterator[Tensor]:
+        for j, coefficient in enumerate(path):
+            self._spent += self.price(j)
+            yield coefficient
+
     def price(self, j: int) -> Bill:
         """One score evaluation first, then one Jacobian-vector product for each derivative."""
-        return Bill(nfe=1) if j == 0 else Bill(jvp=1)
+        return _EVALUATION if j == 0 else _DERIVATIVE
 
     @property
     def spent(self) -> Bill:
