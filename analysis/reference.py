@@ -62,8 +62,8 @@ def reference(score: Model, x: Tensor, times: Sequence[float]) -> Reference:
         raise ValueError("the times of a reference must be strictly monotone")
     std = score.component_std if isinstance(score, Mixture) else score.data_std
     eq = Preconditioned(score, std)
-    states = _solve(AdaptiveTaylor(16, 1e-13), eq, x, times)
-    check = _solve(AdaptiveTaylor(20, 1e-15), eq, x[:CHECKED], times)
+    states = _solve(AdaptiveTaylor(16, 5e-12), eq, x, times)
+    check = _solve(AdaptiveTaylor(20, 1e-14), eq, x[:CHECKED], times)
     alpha = torch.tensor([score.schedule.alpha(t) for t in times], dtype=torch.float64)
     gap = (states[:, :CHECKED] - check).flatten(2).norm(dim=2) / alpha[:, None]
     return Reference(tuple(times), states, float(gap.max()))
