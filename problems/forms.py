@@ -94,13 +94,10 @@ class Flow(Form):
         """Return the derivatives of y from the Taylor coefficients of x̄, which obey dx̄/ds = ε dγ/ds."""
         h = Series.variable(s, order + 1)
         gamma, scale = self.gamma(h), self.scale(h)
-        slope = [(i + 1) * gamma[i + 1] for i in range(order)]
-        push = self.score.expand(gamma)
-        xbar, eps, jet = [y / scale[0]], [], []
-        for j in range(order):
-            eps.append(push(xbar[j]))
-            xbar.append(torch.as_tensor(convolve(slope, eps, j)) / (j + 1))
-            jet.append(math.factorial(j + 1) * torch.as_tensor(convolve(scale.coefficients, xbar, j + 1)))
+        xbar, jet = [y / scale[0]], []
+        for j, coefficient in enumerate(self.score.follow(xbar[0], gamma), start=1):
+            xbar.append(coefficient)
+            jet.append(float(math.factorial(j)) * torch.as_tensor(convolve(scale.coefficients, xbar, j)))
         return tuple(jet)
 
 
@@ -167,6 +164,13 @@ class Preconditioned(Flow):
     def scale(self, s: T) -> T:
         """Return u."""
         return s
+
+    def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return the derivatives of y; directly, where the model knows what dy/du is."""
+        path = self.score.follow_preconditioned(self.std, y, Series.variable(s, order + 1))
+        if path is None:
+            return super().jet(y, s, order)
+        return tuple(c if j == 1 else float(math.factorial(j)) * c for j, c in enumerate(path, start=1))
 
 
 class ProbabilityFlow(Flow):

@@ -9,14 +9,15 @@ so on these problems every error is the solver's own.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from problems.schedule import VP, Schedule
-from problems.score import Push, Source, align
-from problems.series import Scalar, Series, Softmax, convolve
+from problems.score import Push, Source, align, like
+from problems.series import Exponential, Scalar, Series
 
 # glibc hands freed blocks above a threshold back to the system, and every array of a large batch is then
 # faulted in anew, which doubles the cost of a jet. Freeing one large block raises the threshold
@@ -27,7 +28,11 @@ torch.empty(31 << 20, dtype=torch.uint8)
 class _Components(Protocol):
     """The part of a mixture that depends on the kind of covariance; states are flat, shape (N, D)."""
 
+    std: float
+
     def expand(self, gamma: Series, like: Tensor) -> Push: ...
+
+    def follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]: ...
 
     def log_densities(self, xbar: Tensor, gamma: Scalar) -> Tensor: ...
 
@@ -38,36 +43,131 @@ class _Components(Protocol):
     def to(self, like: Tensor) -> _Components: ...
 
 
+class _PosteriorMean:
+    """Expands Σ r_k m_k, with weights r_k ∝ w_k exp(m_k·z - ½|m_k|² q), in the expansions of z and q.
+
+    Parameters
+    ----------
+    features, log_weights
+        (m_k, -½|m_k|²) and log w_k, shapes (K, D + 1) and (K, 1).
+    sums
+        What is summed over the components: m_k, -½|m_k|² and 1, shape (D + 2, K).
+    """
+
+    def __init__(self, features: Tensor, log_weights: Tensor, sums: Tensor) -> None:
+        self._features, self._log_weights, self._sums = features, log_weights, sums
+        self._exponential = Exponential(dim=0)
+        self._mass: list[Tensor] = []
+        self._mean: list[Tensor] = []
+
+    def push(self, z: Tensor, q: Scalar) -> Tensor:
+        """Take the next coefficients of z, shape (D, N), and of q, and return that of the mean, (D, N)."""
+        j = len(self._mean)
+        natural = _extended(z, q)
+        if j == 0:
+            exponents = torch.addmm(self._log_weights, self._features, natural)
+            sums = self._sums @ self._exponential.push(exponents)
+            self._mass.append(sums[-1])
+            self._centre = sums[:-1] / sums[-1]
+            self._mean.append(self._centre[:-1])
+        else:
+            common = (self._centre * natural).sum(0).neg_()
+            exponents = torch.addmm(common, self._features, natural)
+            sums = self._sums @ self._exponential.push(exponents)
+            self._mass.append(sums[-1])
+            mean = sums[:-2]
+            for i in range(j):
+                mean = torch.addcmul(mean, self._mean[i], self._mass[j - i], value=-1.0)
+            self._mean.append(mean / self._mass[0])
+        return self._mean[j]
+
+
 class _Shared:
-    """Components m_k with one covariance s²I: the logits are linear in x̄, and two matrix products do."""
+    """Components m_k with one covariance s²I.
+
+    With q = 1/(s² + γ²) and z = q x̄ the weights of the components are a softmax of
+    log w_k + m_k·z - ½|m_k|² q: linear in z and q, so two matrix products do. States lie along the last axis
+    in here, (D, N), as do numbers of their own, (1, N): what is done state by state is done on long rows.
+    """
 
     def __init__(self, means: Tensor, std: float, log_weights: Tensor) -> None:
         self.means, self.std, self.log_weights = means, std, log_weights
-        self.rows = means.T.contiguous()
-        self.half_squares = 0.5 * means.square().sum(-1)
+        half_squares = 0.5 * means.square().sum(-1, keepdim=True)
+        self._features = torch.cat([means, -half_squares], -1)
+        self._sums = torch.cat([self._features, torch.ones_like(half_squares)], -1).T.contiguous()
+        self._column = log_weights[:, None]
+
+    def _mean(self, like: Tensor) -> _PosteriorMean:
+        return _PosteriorMean(self._features.to(like), self._column.to(like), self._sums.to(like))
 
     def expand(self, gamma: Series, like: Tensor) -> Push:
-        # The component axis is the contiguous one: the skinny product r @ means is then thrice as fast.
-        rows, half_squares = self.rows.to(like), self.half_squares.to(like)
-        log_weights = self.log_weights.to(like)
-        precision = 1.0 / (self.std**2 + gamma * gamma)
-        path: list[Tensor] = []
-        residual: list[Tensor] = []  # x̄ - Σ rₖ mₖ
-        scaled: list[Tensor] = []  # the same times the precision; ε is γ times this
-        softmax = Softmax()
+        gamma = _rows(gamma)
+        variance = self.std**2 + gamma * gamma
+        q = 1.0 / variance
+        push = self._mean(like).push
+        z: list[Tensor] = []
+        rho: list[Tensor] = []  # q times x̄ minus the mean; ε is γ times this
 
-        def push(coefficient: Tensor) -> Tensor:
-            j = len(path)
-            path.append(coefficient)
-            constant = -precision[j] * half_squares
-            if j == 0:
-                constant = constant + log_weights
-            logits = torch.addmm(constant, convolve_states(precision, path, j), rows)
-            residual.append(coefficient - softmax.push(logits) @ rows.T)
-            scaled.append(convolve_states(precision, residual, j))
-            return convolve_states(gamma, scaled, j)
+        def eps(coefficient: Tensor) -> Tensor:
+            j = len(z)
+            x = coefficient.T.contiguous()
+            z.append(quotient(x, variance, z))
+            rho.append(quotient(x - push(z[j], q[j]), variance, rho))
+            return convolve_states(gamma, rho, j).T
 
-        return push
+        return eps
+
+    def follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
+        # With ρ = q (x̄ - m̄), ε = γ ρ along the flow obeys ε' = q (s² γ' ρ - γ m̄'). By the product rule ε'
+        # would be the small difference of terms that cancel, all but one part in γ².
+        gamma = _rows(gamma)
+        slope = _slope(gamma)
+        variance = self.std**2 + gamma * gamma
+        q = 1.0 / variance
+        push = self._mean(xbar).push
+        pull, drag = slope * self.std**2, -gamma
+        x = xbar.T.contiguous()
+        z = [quotient(x, variance, [])]
+        mean = push(z[0], q[0])
+        rho = [quotient(x - mean, variance, [])]
+        eps = [gamma[0] * rho[0]]
+        mean_slope: list[Tensor] = []
+        eps_slope: list[Tensor] = []
+        for j in range(1, len(gamma)):
+            following = _over(convolve_states(slope, eps, j - 1), j)
+            yield following.T
+            if j == len(slope):
+                return
+            if j > 1:
+                rho.append(quotient(x - mean, variance, rho))
+            x = following
+            z.append(quotient(x, variance, z))
+            mean = push(z[j], q[j])
+            mean_slope.append(mean if j == 1 else j * mean)
+            rate = convolve_states(drag, mean_slope, j - 1, convolve_states(pull, rho, j - 1))
+            eps_slope.append(quotient(rate, variance, eps_slope))
+            eps.append(_over(eps_slope[j - 1], j))
+
+    def follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor]:
+        # With δ = s² - std² and w = 1 + δ u², z = u y/w and q = u²/w, and the flow is dy/du = m̄/w + δ z: no
+        # two terms cancel, and at std = s there are no quotients.
+        u = _rows(u)
+        slope = _slope(u)
+        delta = self.std**2 - std**2
+        square = u * u
+        w = 1.0 + delta * square if delta != 0.0 else Series([1.0])
+        q = square / w if delta != 0.0 else square
+        push = self._mean(y).push
+        path = [y.T.contiguous()]
+        z: list[Tensor] = []
+        pull: list[Tensor] = []  # m̄/w
+        rate: list[Tensor] = []  # dy/du
+        for j in range(len(slope)):
+            z.append(quotient(convolve_states(u, path, j), w, z))
+            pull.append(quotient(push(z[j], q[j]), w, pull))
+            rate.append(pull[j] if delta == 0.0 else torch.add(pull[j], z[j], alpha=delta))
+            path.append(_over(convolve_states(slope, rate, j), j + 1))
+            yield path[j + 1].T
 
     def log_densities(self, xbar: Tensor, gamma: Scalar) -> Tensor:
         variance = torch.as_tensor(self.std**2 + gamma * gamma, dtype=torch.float64).to(xbar)
@@ -85,6 +185,54 @@ class _Shared:
         return _Shared(self.means.to(like), self.std, self.log_weights.to(like))
 
 
+class _Posterior:
+    """Expands the weights r_k of components with variances of their own, and d_k = V_k⁻¹ Uₖᵀ (x̄ - m_k).
+
+    Parameters
+    ----------
+    variance
+        V = Λ + γ² as a series with arrays of shape (K, D) or (N, K, D) for its constant term.
+    means, log_weights
+        Uₖᵀ m_k and log w_k, shapes (K, D) and (K,).
+
+    Attributes
+    ----------
+    weights, solved
+        The coefficients so far of r and d, of shapes (N, K) and (N, K, D).
+    """
+
+    def __init__(self, variance: Series, means: Tensor, log_weights: Tensor) -> None:
+        self.variance = variance
+        self.weights: list[Tensor] = []
+        self.solved: list[Tensor] = []
+        self._means, self._log_weights = means, log_weights
+        self._precision = 1.0 / variance
+        self._path: list[Tensor] = []
+        self._mass: list[Tensor] = []
+        self._exponential = Exponential(dim=-1)
+
+    def push(self, x: Tensor) -> None:
+        """Take the next coefficient of the state in every component's eigenbasis, (N, K or 1, D)."""
+        j = len(self._path)
+        path, solved = self._path, self.solved
+        path.append(x - self._means if j == 0 else x)
+        solved.append(quotient(path[j], self.variance, solved))
+        # The exponents are -½ Σ (path · solved + log V), and (log V)' = V'/V.
+        growth = [i * self.variance[i] * self._precision[j - i] for i in range(1, j + 1)]
+        volume = torch.as_tensor(sum(growth) / j if j else torch.as_tensor(self.variance[0]).log())
+        square = sum((path[i] * solved[j - i] for i in range(1, j + 1)), start=path[0] * solved[j])
+        exponents = -0.5 * (square + volume.to(x)).sum(-1)
+        if j == 0:
+            exponents = exponents + self._log_weights
+        else:
+            exponents = exponents - (self.weights[0] * exponents).sum(-1, keepdim=True)
+        values = self._exponential.push(exponents)
+        self._mass.append(values.sum(-1, keepdim=True))
+        for i in range(j):
+            values = torch.addcmul(values, self.weights[i], self._mass[j - i], value=-1.0)
+        self.weights.append(values / self._mass[0])
+
+
 class _Separate:
     """Components with covariances Uₖ Λₖ Uₖᵀ of their own, each treated in its eigenbasis.
 
@@ -100,6 +248,7 @@ class _Separate:
 
     def __init__(self, means: Tensor, variances: Tensor, axes: Tensor | None, log_weights: Tensor) -> None:
         self.means, self.variances, self.axes, self.log_weights = means, variances, axes, log_weights
+        self.std = float(variances.min().sqrt())
 
     def _rotate(self, x: Tensor) -> Tensor:
         """Coordinates of flat states in every component's eigenbasis, shape (N, K or 1, D)."""
@@ -111,47 +260,56 @@ class _Separate:
             return torch.einsum("nk,nkd->nd", r, q)
         return torch.einsum("nke,kde->nd", r[..., None] * q, self.axes.to(q))
 
-    def expand(self, gamma: Series, like: Tensor) -> Push:
-        variances = self.variances.to(like)
-        log_weights = self.log_weights.to(like)
-        # Scalars of shape (N, 1) must meet arrays of shape (N, K, D).
-        grown = [
-            c[:, None] if isinstance(c, Tensor) and c.ndim == 2 else c for c in (gamma * gamma).coefficients
-        ]
-        precision = 1.0 / Series([variances + grown[0], *grown[1:]])
-        centre = self._rotate_means().to(like)
-        path: list[Tensor] = []
-        solved: list[Tensor] = []  # Vₖ⁻¹ (x̄ - mₖ)
-        weights: list[Tensor] = []
-        force: list[Tensor] = []  # Σ rₖ Vₖ⁻¹ (x̄ - mₖ); ε is γ times this
-        log_determinant: list[Tensor] = []
-        softmax = Softmax()
+    def _posterior(self, gamma: Series, like: Tensor) -> _Posterior:
+        # Numbers of shape (N, 1) must meet arrays of shape (N, K, D).
+        square = (gamma * gamma).coefficients
+        wide = [c[:, None] if isinstance(c, Tensor) and c.ndim == 2 else c for c in square]
+        variance = Series([self.variances.to(like) + wide[0], *wide[1:]])
+        return _Posterior(variance, self._rotate_means().to(like), self.log_weights.to(like))
 
-        def push(coefficient: Tensor) -> Tensor:
-            j = len(path)
-            z = self._rotate(coefficient)
-            path.append(z - centre if j == 0 else z)
-            solved.append(convolve_states(precision, path, j))
-            distance = path[0] * solved[j]
-            for i in range(1, j + 1):
-                distance = distance + path[i] * solved[j - i]
-            # log det V = Σ log(Λ + γ²), whose derivative is (γ²)' Σ V⁻¹.
-            if j == 0:
-                log_determinant.append((variances + grown[0]).log())
-            else:
-                slope = sum(i * grown[i] * precision[j - i] for i in range(1, j + 1))
-                log_determinant.append(torch.as_tensor(slope / j).to(like))
-            logits = -0.5 * (distance + log_determinant[j]).sum(-1)
-            if j == 0:
-                logits = logits + log_weights
-            weights.append(softmax.push(logits))
-            total = self._rotate_back(weights[0], solved[j])
-            for i in range(1, j + 1):
-                total = total + self._rotate_back(weights[i], solved[j - i])
-            force.append(total)
+    def expand(self, gamma: Series, like: Tensor) -> Push:
+        posterior = self._posterior(gamma, like)
+        force: list[Tensor] = []  # Σ rₖ Uₖ dₖ; ε is γ times this
+
+        def eps(coefficient: Tensor) -> Tensor:
+            j = len(force)
+            posterior.push(self._rotate(coefficient))
+            terms = [self._rotate_back(posterior.weights[i], posterior.solved[j - i]) for i in range(j + 1)]
+            force.append(torch.stack(terms).sum(0))
             return convolve_states(gamma, force, j)
 
-        return push
+        return eps
+
+    def follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
+        # With f = Σ rₖ Uₖ dₖ, ε = γ f along the flow obeys
+        #     ε' = γ Σ rₖ' Uₖ dₖ + γ' Σ rₖ Uₖ bₖ,  bₖ = Vₖ⁻¹ Λₖ (2 dₖ - Uₖᵀ f).
+        # By the product rule ε' would be the small difference of terms that cancel, all but one part in γ².
+        slope = _slope(gamma)
+        variances = self.variances.to(xbar)
+        posterior = self._posterior(gamma, xbar)
+        weights, solved, variance = posterior.weights, posterior.solved, posterior.variance
+        eps: list[Tensor] = []
+        force: list[Tensor] = []  # f
+        turn: list[Tensor] = []  # Σ rₖ' Uₖ dₖ
+        inner: list[Tensor] = []  # b
+        bend: list[Tensor] = []  # Σ rₖ Uₖ bₖ
+        x = xbar
+        for j in range(len(slope)):
+            posterior.push(self._rotate(x))
+            terms = torch.stack([self._rotate_back(weights[i], solved[j - i]) for i in range(j + 1)])
+            force.append(terms.sum(0))
+            if j == 0:
+                eps.append(gamma[0] * force[0])
+            else:
+                turn.append(sum((i * terms[i] for i in range(2, j + 1)), start=terms[1]))
+                pull = 2.0 * solved[j - 1] - self._rotate(force[j - 1])
+                inner.append(quotient(variances * pull, variance, inner))
+                terms = torch.stack([self._rotate_back(weights[i], inner[j - 1 - i]) for i in range(j)])
+                bend.append(terms.sum(0))
+                slopes = convolve_states(gamma, turn, j - 1, convolve_states(slope, bend, j - 1))
+                eps.append(_over(slopes, j))
+            x = _over(convolve_states(slope, eps, j), j + 1)
+            yield x
 
     def _rotate_means(self) -> Tensor:
         if self.axes is None:
@@ -182,10 +340,49 @@ class _Separate:
         return _Separate(self.means.to(like), self.variances.to(like), axes, self.log_weights.to(like))
 
 
-def convolve_states(scalars: Series, states: list[Tensor], j: int) -> Tensor:
-    """Return coefficient j of a scalar series times a series of states; exact zeros cost nothing."""
-    value = convolve(scalars.coefficients, states, j)
-    return value if isinstance(value, Tensor) else torch.zeros_like(states[j])
+def convolve_states(scalars: Series, states: list[Tensor], j: int, total: Tensor | None = None) -> Tensor:
+    """Return coefficient j of a scalar series times a series of states, plus ``total``; zeros are free."""
+    for a, state in zip(scalars.coefficients, states[j::-1], strict=False):
+        if isinstance(a, float) and a == 0.0:
+            continue
+        if total is None:
+            total = state if isinstance(a, float) and a == 1.0 else a * state
+        elif isinstance(a, Tensor):
+            total = torch.addcmul(total, a, state)
+        else:
+            total = torch.add(total, state, alpha=a)
+    return torch.zeros_like(states[j]) if total is None else total
+
+
+def quotient(numerator: Tensor, scalars: Series, before: list[Tensor]) -> Tensor:
+    """Return the next coefficient of states over scalars: from that of the states and those before it."""
+    for a, state in zip(scalars.coefficients[1:], reversed(before), strict=False):
+        if isinstance(a, Tensor):
+            numerator = torch.addcmul(numerator, a, state, value=-1.0)
+        elif a != 0.0:
+            numerator = torch.sub(numerator, state, alpha=a)
+    first = scalars[0]
+    return numerator if isinstance(first, float) and first == 1.0 else numerator / first
+
+
+def _over(state: Tensor, j: int) -> Tensor:
+    return state if j == 1 else state / j
+
+
+def _extended(z: Tensor, q: Scalar) -> Tensor:
+    """Append a number, or a row of them, to states that lie along the last axis."""
+    if isinstance(q, Tensor) and q.ndim > 0:
+        return torch.cat([z, q.expand(1, z.shape[1])])
+    return torch.nn.functional.pad(z, (0, 0, 0, 1), value=float(q))
+
+
+def _slope(series: Series) -> Series:
+    return Series([(i + 1) * series[i + 1] for i in range(len(series) - 1)])
+
+
+def _rows(scalars: Series) -> Series:
+    """Lay numbers along the last axis, (N, 1) to (1, N)."""
+    return Series([c.T if isinstance(c, Tensor) and c.ndim == 2 else c for c in scalars.coefficients])
 
 
 class Mixture(Source):
@@ -276,6 +473,11 @@ class Mixture(Source):
         return self.means.shape[1:]
 
     @property
+    def component_std(self) -> float:
+        """Standard deviation of the components, in their narrowest direction."""
+        return self._components.std
+
+    @property
     def mean(self) -> Tensor:
         """The exact mean of p_0, shape (*event)."""
         return (self.weights @ self._flat).reshape(self.event_shape)
@@ -291,19 +493,30 @@ class Mixture(Source):
             raise ValueError(f"states must end in the axes {tuple(self.event_shape)}, not {tuple(x.shape)}")
         return x.shape[: x.ndim - len(self.event_shape)]
 
+    def _flatten(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self._flat.shape[-1])
+
     def _expand(self, gamma: Series) -> Push:
         push: Push | None = None
 
         def reshaped(coefficient: Tensor) -> Tensor:
             nonlocal push
-            flat = coefficient.reshape(-1, self._flat.shape[-1])
+            flat = self._flatten(coefficient)
             if push is None:
-                batch = self._batch(coefficient)
-                scalars = Series([_column(c, batch) for c in gamma.coefficients])
-                push = self._components.expand(scalars, flat)
+                push = self._components.expand(_columns(gamma, self._batch(coefficient)), flat)
             return push(flat).reshape(coefficient.shape)
 
         return reshaped
+
+    def _follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
+        path = self._components.follow(self._flatten(xbar), _columns(gamma, self._batch(xbar)))
+        return (coefficient.reshape(xbar.shape) for coefficient in path)
+
+    def _follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor] | None:
+        if not isinstance(self._components, _Shared):
+            return None
+        path = self._components.follow_preconditioned(std, self._flatten(y), _columns(u, self._batch(y)))
+        return (coefficient.reshape(y.shape) for coefficient in path)
 
     def log_prob(self, x: Tensor, t: Scalar | None = None) -> Tensor:
         """Return the log-density log p_t(x) of the diffused mixture, in nats.
@@ -320,7 +533,7 @@ class Mixture(Source):
         Tensor of shape (...).
         """
         batch = self._batch(x)
-        alpha: Scalar = 1.0 if t is None else self.schedule.alpha(align(t, x))
+        alpha: Scalar = 1.0 if t is None else like(self.schedule.alpha(align(t, x)), x)
         gamma: Scalar = 0.0 if t is None else self.schedule.gamma(align(t, x))
         flat = (x / alpha).reshape(-1, self._flat.shape[-1])
         log_weights = self.weights.to(flat).log()
@@ -358,9 +571,15 @@ class Mixture(Source):
 
 def _column(c: Scalar, batch: torch.Size) -> Scalar:
     """Give a scalar that broadcasts against states of this batch shape the shape of flat ones."""
-    if not isinstance(c, Tensor) or c.numel() == 1:
+    if not isinstance(c, Tensor):
         return c
+    if c.numel() == 1:
+        return c.reshape(())
     return c.reshape(c.shape[: len(batch)]).expand(batch).reshape(-1, 1)
+
+
+def _columns(series: Series, batch: torch.Size) -> Series:
+    return Series([_column(c, batch) for c in series.coefficients])
 
 
 def _log_weights(weights: Tensor | None, flat: Tensor) -> Tensor:

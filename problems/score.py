@@ -133,17 +133,26 @@ class Model(ABC):
         """
         return follow(self.expand(gamma), xbar, gamma)
 
-    def follow_core(self, std: float, y: Tensor, u: Scalar) -> Iterator[Tensor] | None:
-        """Expand the flow in preconditioned variables, where the model has a faster way to it than ε.
+    def follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor] | None:
+        """Expand the flow in preconditioned variables, where the model has a better way to it than ε.
 
-        Take the data for a core that was blurred by Gaussian noise of standard deviation s = ``std``. In
-        u = (s² + γ²)^(-1/2) and y = u x̄ the flow is dy/du = x̄ - (s² + γ²) ε/γ = the posterior mean of the
-        core, which some models know directly.
+        In u = (s² + γ²)^(-1/2) and y = u x̄, with s = ``std``, the flow is dy/du = x̄ - (s² + γ²) ε/γ: the
+        posterior mean of the data, taken for something that was blurred by Gaussian noise of standard
+        deviation s.
+
+        Parameters
+        ----------
+        std
+            s ≥ 0.
+        y
+            The state u x̄ at h = 0.
+        u
+            Taylor coefficients of u along the path, one more than there will be coefficients.
 
         Yields
         ------
-        The Taylor coefficients y₁, y₂, … of the solution through (y, u), as many as are asked for. None
-        instead of an iterator where there is no such way.
+        The Taylor coefficients y₁, y₂, … of the solution. None instead of an iterator where there is only
+        ε to do it with.
         """
         return None
 
@@ -196,8 +205,8 @@ class Source(Model):
         """Do what ``follow`` says, without the bill."""
         return follow(self._expand(gamma), xbar, gamma)
 
-    def _follow_core(self, std: float, y: Tensor, u: Scalar) -> Iterator[Tensor] | None:
-        """Do what ``follow_core`` says, without the bill."""
+    def _follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor] | None:
+        """Do what ``follow_preconditioned`` says, without the bill."""
         return None
 
     def expand(self, gamma: Series) -> Push:
@@ -215,9 +224,9 @@ class Source(Model):
         """Expand the flow itself; see ``Model.follow``."""
         return self._billed(self._follow(xbar, gamma))
 
-    def follow_core(self, std: float, y: Tensor, u: Scalar) -> Iterator[Tensor] | None:
-        """Expand the flow in preconditioned variables; see ``Model.follow_core``."""
-        path = self._follow_core(std, y, u)
+    def follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor] | None:
+        """Expand the flow in preconditioned variables; see ``Model.follow_preconditioned``."""
+        path = self._follow_preconditioned(std, y, u)
         return None if path is None else self._billed(path)
 
     def _billed(self, path: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -80,7 +80,7 @@ class Series:
         q: list[Scalar] = []
         b = other.coefficients
         for j, c in enumerate(self.coefficients):
-            q.append((c - sum(q[i] * b[j - i] for i in range(j))) / b[0])
+            q.append((c - convolve(b[1:], q, j - 1)) / b[0])
         return Series(q)
 
     def __rtruediv__(self, other: Scalar) -> Series:
@@ -88,15 +88,19 @@ class Series:
 
 
 def convolve(a: Sequence[Scalar], b: Sequence[Scalar], j: int) -> Scalar:
-    """Return coefficient j of a product, Σ aᵢ b_{j-i}; exact zeros and ones in ``a`` are free."""
+    """Return coefficient j of a product, Σ aᵢ b_{j-i}; exact zeros and ones are free."""
     total: Scalar = 0.0
     for i in range(j + 1):
-        ai = a[i]
-        if isinstance(ai, float) and ai == 0.0:
+        x, y = a[i], b[j - i]
+        if _is(x, 0.0) or _is(y, 0.0):
             continue
-        term = b[j - i] if isinstance(ai, float) and ai == 1.0 else ai * b[j - i]
-        total = term if isinstance(total, float) and total == 0.0 else total + term
+        term = y if _is(x, 1.0) else x if _is(y, 1.0) else x * y
+        total = term if _is(total, 0.0) else total + term
     return total
+
+
+def _is(x: Scalar, value: float) -> bool:
+    return isinstance(x, float) and x == value
 
 
 def _primitive(constant: Scalar, inner: Series, slope: Callable[[list[Scalar], int], Scalar]) -> Series:
@@ -195,45 +199,48 @@ def derivative(f: Callable[[Series], Series], at: Scalar) -> Scalar:
     return taylor(f, at, 2)[1]
 
 
-class Softmax:
-    """The softmax of a vector of power series, one coefficient at a time.
+class Exponential:
+    """The exponentials of an array of power series, up to one common factor, a coefficient at a time.
 
-    Push the coefficients ℓ₀, ℓ₁, … of the logits in order; each push returns the same coefficient of
-    r = softmax(ℓ) along the last axis. From r' = r (ℓ' - λ') with λ = logsumexp(ℓ),
+    Push the coefficients ℓ₀, ℓ₁, … of the exponents in order; each push returns the same coefficient of
+    e = exp(ℓ - max ℓ₀), which from e' = ℓ' e is
 
-        j r_j = Σ_{i=1..j} i (ℓ_i - λ_i) r_{j-i},   and Σ r_j = 0 fixes λ_j.
+        e_j = Σ_{i=1..j} (i/j) ℓ_i e_{j-i}.
 
-    Each ℓ_i is centred on λ_i before it enters a product, so a component that holds all the weight has
-    g_i = ℓ_i - λ_i = 0 exactly and no digits are lost to cancellation between large logits.
+    The common factor is meant to drop out of a quotient such as Σ e m / Σ e, and so would one common to the
+    e_j with j > 0: whoever pushes should take a value near the largest exponents off every ℓ_j, or the
+    coefficients grow only to cancel.
+
+    Parameters
+    ----------
+    dim
+        The axis along which ℓ₀ is compared. Where exp(ℓ₀) is negligible beside the greatest, so are its
+        derivatives, and both are replaced by (almost) nothing.
     """
 
-    def __init__(self) -> None:
-        self._r: list[Tensor] = []
-        self._ig: list[Tensor] = []
+    def __init__(self, dim: int) -> None:
+        self._dim = dim
+        self._exponents: list[Tensor] = []
+        self._values: list[Tensor] = []
 
-    def push(self, logits: Tensor) -> Tensor:
-        """Take the next coefficient of the logits, shape (..., K); it is overwritten."""
-        j = len(self._r)
+    def push(self, exponents: Tensor) -> Tensor:
+        """Take the next coefficient of the exponents, which is kept and may be overwritten."""
+        j = len(self._values)
         if j == 0:
-            logits -= logits.amax(-1, keepdim=True)
-            # Far below every rounding error, yet far above the denormal numbers, on which exp and
-            # every later product are several times slower.
-            logits.clamp_(min=0.9 * math.log(torch.finfo(logits.dtype).tiny))
-            r = logits.exp_()
-            r /= r.sum(-1, keepdim=True)
-            self._r.append(r)
-            return r
-        r0 = self._r[0]
-        mean = (logits * r0).sum(-1, keepdim=True)
-        if j == 1:
-            g = logits.sub_(mean)
-            r = g * r0
+            # Far below every rounding error, yet far above the denormal numbers, on which exp and every
+            # later product are several times slower.
+            floor = 0.9 * math.log(torch.finfo(exponents.dtype).tiny)
+            exponents -= exponents.amax(self._dim, keepdim=True)
+            value = exponents.clamp_(min=floor).exp_()
         else:
-            tail = self._ig[0] * self._r[j - 1]
-            for i in range(2, j):
-                tail.addcmul_(self._ig[i - 1], self._r[j - i])
-            g = logits.sub_(mean.add_(tail.sum(-1, keepdim=True), alpha=1.0 / j))
-            r = tail.div_(j).addcmul_(g, r0)
-        self._r.append(r)
-        self._ig.append(g.mul_(j) if j > 1 else g)
-        return r
+            if j == 2:
+                # A component on the floor may have any rate, with powers of which the floor must not grow.
+                floor = math.exp(0.8999 * math.log(torch.finfo(exponents.dtype).tiny))
+                torch.threshold_(self._values[0], floor, 0.0)
+                torch.mul(self._exponents[1], self._values[0], out=self._values[1])
+            value = exponents * self._values[0]
+            for i in range(1, j):
+                value.addcmul_(self._exponents[i], self._values[j - i], value=i / j)
+        self._exponents.append(exponents)
+        self._values.append(value)
+        return value
