@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from analysis import plots, tables
+from analysis.files import atomically
 from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
-from analysis.problems import PROBLEMS, Problem
+from analysis.problems import PROBLEMS, Problem, latents
+from analysis.reference import reference
 from analysis.study import Store, package_version
+from solvers.adaptive_taylor import AdaptiveTaylor
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -175,9 +181,23 @@ class Session:
         """Return a source of noise, the same at every call."""
         return torch.Generator(device=self.args.device).manual_seed(self.args.seed + 1)
 
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What every result of the run rests on, whatever the method; see ``study.Cell``."""
+        maker = inspect.getsource(PROBLEMS[self.args.problem])
+        return (maker, self.problem, self.problem.schedule, reference, AdaptiveTaylor)
+
+    def latents(self) -> Tensor:
+        """Return the initial states of all trajectories, float64, on the CPU."""
+        return latents(self.problem, self.args.samples, self.args.seed)
+
     def path(self, suffix: str) -> Path:
         """Return the path of a file of this experiment in ``--out``."""
         return Path(self.args.out) / f"{self.name}{suffix}"
+
+    def save(self, table: pd.DataFrame, figure: Figure) -> list[Path]:
+        """Write the tidy table as CSV and the figure as PDF and PNG, and return their paths."""
+        return [tables.to_csv(table, self.path(".csv")), *plots.save(figure, self.path(""))]
 
 
 def main(
@@ -206,7 +226,8 @@ def main(
         print(f"{p.prog}: interrupted; what was measured is kept, the same command resumes", file=sys.stderr)
         return 130
     manifest = session.path(".json")
-    write_text(manifest, json.dumps(_manifest(p.prog, args, time.perf_counter() - began), indent=2) + "\n")
+    text = json.dumps(_manifest(p.prog, args, time.perf_counter() - began), indent=2) + "\n"
+    atomically(manifest, lambda file: file.write_text(text, encoding="utf-8"))
     print("\nwritten: " + ", ".join(str(f) for f in (*files, manifest)))
     return 0
 
@@ -221,20 +242,6 @@ def _session(name: str, args: argparse.Namespace) -> Session:
         raise UsageError("this machine has no usable CUDA device; type --device cpu")
     working = problem.to(torch.empty(0, dtype=DTYPES[args.dtype], device=device))
     return Session(name, args, problem, working, Store(args.out / "store.sqlite"))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a temporary file beside ``path``, then move it there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        temporary = Path(folder) / path.name
-        write(temporary)
-        temporary.replace(path)
 
 
 def _manifest(prog: str, args: argparse.Namespace, seconds: float) -> dict[str, Any]:

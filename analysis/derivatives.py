@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.cli import Parser, Session, UsageError, atomically, main, parser, positive
-from analysis.problems import latents
+from analysis.cli import Parser, Session, UsageError, main, parser, positive
 from analysis.reference import Reference, reference
 from analysis.statistics import Bootstrap, medians, slope
 from analysis.study import Cell, frame, run
@@ -73,8 +73,7 @@ def experiment(session: Session) -> Sequence[Path]:
     def exact() -> tuple[Reference, dict[float, int]]:
         times = {schedule.start, *(t + sign * j * dt for t, dt, k in plan for j in range(k + 1))}
         ordered = sorted(times, reverse=True)
-        x = latents(session.problem, args.samples, args.seed)
-        return reference(session.problem, x, ordered), {t: i for i, t in enumerate(ordered)}
+        return reference(session.problem, session.latents(), ordered), {t: i for i, t in enumerate(ordered)}
 
     def measure(t: float, dt: float, k: int) -> dict[str, Any]:
         solution, index = exact()
@@ -84,7 +83,7 @@ def experiment(session: Session) -> Sequence[Path]:
     cells = [
         Cell(
             {**session.config, "t": t, "dt": dt, "stencil": k, "direction": args.direction},
-            (session.problem, schedule, difference, reference),
+            (*session.parts, difference),
             lambda t=t, dt=dt, k=k: measure(t, dt, k),  # type: ignore[misc]
         )
         for t, dt, k in plan
@@ -105,10 +104,8 @@ def experiment(session: Session) -> Sequence[Path]:
         theory=[float(r.arrays["theory"].mean()) for r in results],
         derivative=[float(r.arrays["derivative"].mean()) for r in results],
     )
-    csv = session.path(".csv")
-    atomically(csv, lambda path: tables.to_csv(table, path))
     report(table, errors, bootstrap)
-    return [csv, *draw(table, session)]
+    return session.save(table, draw(table))
 
 
 def difference(session: Session, nodes: list[tuple[float, Tensor]]) -> dict[str, Any]:
@@ -174,7 +171,7 @@ def report(table: pd.DataFrame, errors: Any, bootstrap: Bootstrap) -> None:
     )
 
 
-def draw(table: pd.DataFrame, session: Session) -> list[Path]:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw Fig. 3 (bottom): the error against the distance of the points."""
     stencils = list(dict.fromkeys(table["stencil"]))
     with plots.style():
@@ -193,7 +190,7 @@ def draw(table: pd.DataFrame, session: Session) -> list[Path]:
         axes[0, 0].set_ylabel(r"mean $L_2$ norm of $\xi_t(\Delta t)$")
         axes[0, 0].plot([], [], color="0.25", linestyle=":", linewidth=0.8, label="leading term (theory)")
         plots.legend_below(figure, list(axes.flat))
-        return plots.save(figure, session.path(""), atomically)
+        return figure
 
 
 def command(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
@@ -27,13 +28,11 @@ from analysis.cli import (
     UsageError,
     add_factors,
     add_solvers,
-    atomically,
     main,
     parser,
     positive,
 )
 from analysis.methods import Grid, Method
-from analysis.problems import latents
 from analysis.reference import reference
 from analysis.statistics import Bootstrap, Interval, medians, share
 from analysis.study import Cell, run
@@ -126,7 +125,7 @@ def experiment(session: Session) -> Sequence[Path]:
         """Return latents or, to encode, exact samples of p_{t_cut}."""
         if args.encode:
             return problem.sample(args.samples, stop, torch.Generator().manual_seed(args.seed))
-        return latents(problem, args.samples, args.seed)
+        return session.latents()
 
     @cache
     def exact() -> tuple[Tensor, float]:
@@ -153,7 +152,7 @@ def experiment(session: Session) -> Sequence[Path]:
                 "steps": rows[i].steps,
                 "encode_steps": rows[i].encode_steps,
             },
-            (*rows[i].method.parts, problem, problem.schedule, end_point, reference),
+            (*rows[i].method.parts, *session.parts, end_point),
             lambda row=rows[i]: measure(row),  # type: ignore[misc]
         )
         for i in measured
@@ -189,10 +188,8 @@ def experiment(session: Session) -> Sequence[Path]:
     # A denoised state is one at γ = 0, where α = 1.
     table["error_xbar"] = table["error"] / np.where(table["denoise"], 1.0, problem.schedule.alpha(stop))
 
-    csv = session.path(".csv")
-    atomically(csv, lambda path: tables.to_csv(table, path))
     report(table, f"{unit}_budget", args.encode)
-    return [csv, *draw(table, session)]
+    return session.save(table, draw(table, session))
 
 
 def _interval(name: str, interval: Interval) -> dict[str, Any]:
@@ -388,7 +385,7 @@ def _reasons(table: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(rows["solver"], rows["note"], strict=True)))
 
 
-def draw(table: pd.DataFrame, session: Session) -> list[Path]:
+def draw(table: pd.DataFrame, session: Session) -> Figure:
     """Draw error against NFE: a column of panels per grid, a row per form (if crossed), AFS and denoising."""
     factors = [*(["form"] if session.args.forms else []), "afs", "denoise"]
     rows = table[table["note"] == ""]
@@ -412,7 +409,7 @@ def draw(table: pd.DataFrame, session: Session) -> list[Path]:
         for ax in axes[-1]:
             ax.set_xlabel("NFE each way" if session.args.encode else "NFE")
         plots.legend_below(figure, list(axes.flat), columns=4)
-        return plots.save(figure, session.path(""), atomically)
+        return figure
 
 
 def _title(grid: str, variant: Any) -> str:

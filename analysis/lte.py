@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.cli import Parser, Session, UsageError, add_solvers, atomically, main, parser, positive
+from analysis.cli import Parser, Session, UsageError, add_solvers, main, parser, positive
 from analysis.methods import Method
-from analysis.problems import latents
 from analysis.reference import Reference, reference
 from analysis.statistics import Bootstrap, Slope, medians, slope
 from analysis.study import Cell, frame, run
@@ -88,8 +88,7 @@ def experiment(session: Session) -> Sequence[Path]:
             for dt in step_sizes(t, schedule.stop, args.points):
                 times |= {_end(t, dt, schedule.stop), *(t + j * dt for j in range(reach + 1))}
         ordered = sorted((t for t in times if t <= schedule.start), reverse=True)
-        x = latents(session.problem, args.samples, args.seed)
-        return reference(session.problem, x, ordered), {t: i for i, t in enumerate(ordered)}
+        return reference(session.problem, session.latents(), ordered), {t: i for i, t in enumerate(ordered)}
 
     def measure(name: str, t: float, dt: float) -> dict[str, Any]:
         solution, index = exact()
@@ -98,7 +97,7 @@ def experiment(session: Session) -> Sequence[Path]:
     cells = [
         Cell(
             {**session.config, "solver": name, "t": t, "dt": dt},
-            (*methods[name].parts, session.problem, schedule, single_step, reference),
+            (*methods[name].parts, *session.parts, single_step),
             lambda name=name, t=t, dt=dt: measure(name, t, dt),  # type: ignore[misc]
         )
         for name, t, dt in plan
@@ -127,10 +126,8 @@ def experiment(session: Session) -> Sequence[Path]:
         error_per_nfe=mean.value / np.array(nfe),
         reference_error=[float(r.arrays["reference_error"]) for r in results],
     )
-    csv = session.path(".csv")
-    atomically(csv, lambda path: tables.to_csv(table, path))
     report(table, errors, methods, bootstrap, torch.finfo(session.dtype).eps)
-    return [csv, *draw(table, session)]
+    return session.save(table, draw(table))
 
 
 def _end(t: float, dt: float, stop: float) -> float:
@@ -260,7 +257,7 @@ def report(
     )
 
 
-def draw(table: pd.DataFrame, session: Session) -> list[Path]:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw Fig. 3 (top) and 10: error against Δt, and below it against time advanced per evaluation."""
     starts = list(dict.fromkeys(table["t"]))
     band, names = ("error_low", "error_high"), list(dict.fromkeys(table["solver"]))
@@ -285,7 +282,7 @@ def draw(table: pd.DataFrame, session: Session) -> list[Path]:
             ax.set_ylabel("mean $L_2$ error of a step")
         axes[0, 0].plot([], [], color="0.25", linestyle=":", linewidth=0.8, label="leading term (theory)")
         plots.legend_below(figure, list(axes.flat), columns=5)
-        return plots.save(figure, session.path(""), atomically)
+        return figure
 
 
 def command(argv: Sequence[str] | None = None) -> int:

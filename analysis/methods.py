@@ -7,6 +7,7 @@ error curve, an order certificate, a row in every table, a benchmark and a bill.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -153,7 +154,8 @@ class Method:
     @property
     def parts(self) -> tuple[object, ...]:
         """What determines the method's results; see ``study.Cell``."""
-        return (repr(self), self.solver, Form, AnalyticFirst, Series, march, power)
+        makers = (inspect.getsource(f) for f in (self.form.make, self.grid.times))
+        return (repr(self), *makers, self.solver, Form, AnalyticFirst, Series, march, power)
 
     @property
     def order(self) -> int:

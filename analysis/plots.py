@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; every curve als
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -18,6 +18,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from analysis.files import atomically
 
 WIDTH = 6.75
 """Width of a page of text, in inches; a column is 3.25."""
@@ -80,9 +82,7 @@ def panels(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
     return plt.subplots(rows, columns, squeeze=False, **options)
 
 
-def save(
-    figure: Figure, path: Path, atomically: Callable[[Path, Callable[[Path], object]], None]
-) -> list[Path]:
+def save(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PDF and PNG, each whole or not at all, and close it.
 
     Parameters
@@ -91,15 +91,11 @@ def save(
         The figure.
     path
         Path without suffix.
-    atomically
-        Writes a file whole or not at all.
     """
     written = []
     for suffix in (".pdf", ".png"):
         target = path.with_name(path.name + suffix)
-        atomically(target, figure.savefig)
-        figure.set_layout_engine("none")  # laid out once, it stays as it is
-        written.append(target)
+        written.append(atomically(target, figure.savefig))
     plt.close(figure)
     return written
 

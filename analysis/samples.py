@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.cli import Parser, Session, UsageError, add_solvers, atomically, main, parser, positive
+from analysis.cli import Parser, Session, UsageError, add_solvers, main, parser, positive
 from analysis.methods import Method
-from analysis.problems import latents
 from analysis.reference import reference
 from analysis.statistics import share
 from analysis.study import Cell, Result, frame, run
@@ -60,7 +60,7 @@ def experiment(session: Session) -> Sequence[Path]:
 
     @cache
     def start() -> Tensor:
-        return latents(problem, args.samples, args.seed)
+        return session.latents()
 
     @cache
     def exact() -> Tensor:
@@ -83,7 +83,7 @@ def experiment(session: Session) -> Sequence[Path]:
     def sample(method: Method, steps: int) -> dict[str, Any]:
         return describe(method.sample(session.working, steps, session.cast(start()), session.generator()))
 
-    parts = (problem, problem.schedule, reference, describe)
+    parts = (*session.parts, describe)
     cells = [Cell({**session.config, "solver": "exact", "steps": 0}, parts, lambda: describe(exact()))] + [
         Cell(
             {**session.config, "solver": name, "steps": steps},
@@ -99,10 +99,8 @@ def experiment(session: Session) -> Sequence[Path]:
     table = frame(results)
     for column, shares in (("sparse", sparse), ("elsewhere", elsewhere)):
         table[column], table[f"{column}_low"], table[f"{column}_high"] = zip(*shares, strict=True)
-    csv = session.path(".csv")
-    atomically(csv, lambda path: tables.to_csv(table, path))
     report(table)
-    return [csv, *draw(results, session)]
+    return session.save(table, draw(results))
 
 
 def report(table: pd.DataFrame) -> None:
@@ -131,7 +129,7 @@ def report(table: pd.DataFrame) -> None:
     )
 
 
-def draw(results: list[Result], session: Session) -> list[Path]:
+def draw(results: list[Result]) -> Figure:
     """Draw one panel per cell: a scatter in the plane, a sheet of images otherwise."""
     exact, *rest = results
     solvers = list(dict.fromkeys(r.config["solver"] for r in rest))
@@ -149,7 +147,7 @@ def draw(results: list[Result], session: Session) -> list[Path]:
             look = looks[r.config["solver"]]
             ax = axes[solvers.index(r.config["solver"]), 1 + steps.index(r.config["steps"])]
             _panel(ax, r.arrays["x"], look.colour, f"{look.label}, {r.config['steps']}")
-        return plots.save(figure, session.path(""), atomically)
+        return figure
 
 
 def _panel(ax: Any, x: Any, colour: str, title: str) -> None:

@@ -164,7 +164,7 @@ _DIGESTS: dict[str, str] = {}
 
 
 def _sources(parts: Iterable[object]) -> list[str]:
-    """Return the strings among ``parts``, and the digests of the files that define the others' classes.
+    """Return the strings among ``parts``, the values of frozen ones, and digests of all classes' files.
 
     Whoever edits a solver and runs again gets that solver measured again, and no other.
     """
@@ -182,7 +182,9 @@ def _sources(parts: Iterable[object]) -> list[str]:
                 files.add(inspect.getsourcefile(sys.modules[cls.__module__]) or cls.__module__)
         if dataclasses.is_dataclass(part) and not inspect.isclass(part):
             pending.extend(getattr(part, f.name) for f in dataclasses.fields(part))
-    return [part for part in parts if isinstance(part, str)] + sorted(_digest(file) for file in files)
+    texts = [part for part in parts if isinstance(part, str)]
+    texts += [repr(part) for part in parts if dataclasses.is_dataclass(part)]
+    return texts + sorted(_digest(file) for file in files)
 
 
 def _digest(file: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
+from analysis.files import atomically
+
 
 def interval(value: float, low: float, high: float, digits: int = 2) -> str:
     """Format an estimate with its interval, such as ``1.23e-4 [1.19, 1.27]e-4`` with a common exponent."""
@@ -30,6 +32,6 @@ def show(title: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> None:
         print(note)
 
 
-def to_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write tidy data; floats keep all their digits."""
-    frame.to_csv(path, index=False, float_format="%.17g")
+def to_csv(frame: pd.DataFrame, path: Path) -> Path:
+    """Write tidy data and return the path; floats keep all their digits."""
+    return atomically(path, lambda file: frame.to_csv(file, index=False, float_format="%.17g"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from problems.schedule import VP, Schedule
-from problems.score import Push, Source, align
+from problems.score import Push, Source, align, like
 from problems.series import Scalar, Series, convolve, sqrt
 
 
@@ -67,5 +67,6 @@ class Gaussian(Source):
         t0, t1 = align(t0, x), align(t1, x)
         g0, g1 = self.schedule.gamma(t0), self.schedule.gamma(t1)
         mean, variance = self.mean.to(x), self.std**2
-        growth = sqrt((variance + g1 * g1) / (variance + g0 * g0))
-        return self.schedule.alpha(t1) * (mean + (x / self.schedule.alpha(t0) - mean) * growth)
+        growth = like(sqrt((variance + g1 * g1) / (variance + g0 * g0)), x)
+        alpha0, alpha1 = like(self.schedule.alpha(t0), x), like(self.schedule.alpha(t1), x)
+        return alpha1 * (mean + (x / alpha0 - mean) * growth)

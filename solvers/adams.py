@@ -79,6 +79,7 @@ class Adams(LinearRule):
         nodes = (node, *past[: self.reach])
         weights = self.weights(eq, as_float(s1), [as_float(n.s) for n in nodes])
         for n, row in zip(nodes, weights, strict=True):
-            for derivative, weight in zip(n.jet, row, strict=False):
+            # A start may remember more derivatives than are used here, but not fewer.
+            for derivative, weight in zip(n.jet[: self.p], row, strict=True):
                 y = torch.add(y, derivative, alpha=weight)
         return y, node

@@ -16,8 +16,8 @@ from solvers.interface import Equation
 class AdaptiveTaylor:
     """The Taylor method of a fixed high order with a step size for each trajectory (Jorba & Zou 2005).
 
-    A step is as long as three consecutive last terms of the series allow; one or two of them can be small by
-    chance. Its polynomial is the solution over the whole step, so output at any number of times is nearly free.
+    A step is as long as the last three terms of the series allow, as one or two of them can be small by
+    chance. Its polynomial is the solution over the whole step, so output at many times is nearly free.
 
     Parameters
     ----------

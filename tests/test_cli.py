@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import cli, lte, study
+from analysis import cli, files, lte, study
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ("lte", "derivatives", "gte", "orders", "samples")
@@ -136,7 +136,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
-        cli.atomically(target, fail)
+        files.atomically(target, fail)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
 

@@ -133,9 +133,7 @@ def test_kill_minus_nine_and_two_writers_lose_nothing(tmp_path):
 
 def test_a_file_that_is_no_store_is_refused_in_one_sentence(tmp_path):
     path = tmp_path / "store.sqlite"
-    path.write_text(
-        "these are not results, but long enough to be read as the header of a file"
-    )
+    path.write_text("these are not results, but long enough to be read as the header of a file")
     with pytest.raises(OSError, match="cannot be used as a results store"):
         Store(path)
     assert path.read_text().startswith("these are not")

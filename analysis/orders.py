@@ -1,0 +1,321 @@
+"""The order certificate: the order that every method declares, and the order that it shows.
+
+Every solver runs on every form and grid with more and more steps, and the slope of its mean error at the end
+against the size of its steps is fitted where it has settled. A certificate passes if the slope lies within
+0.25 of the declared order. The default problem is smooth and its interval short, so that all methods settle
+within some hundred steps and none of them reaches rounding; order is a local matter, and needs no more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from analysis import plots, tables
+from analysis.cli import (
+    Parser,
+    Session,
+    UsageError,
+    add_factors,
+    add_solvers,
+    main,
+    parser,
+    positive,
+)
+from analysis.methods import FLOWS, METHODS, Method
+from analysis.problems import between
+from analysis.reference import Reference, reference
+from analysis.statistics import Bootstrap, Slope, slope
+from analysis.study import Cell, Result, frame, run
+from solvers.adaptive import Adaptive
+
+TOLERANCE = 0.25
+"""How far a slope may lie from the declared order."""
+
+POINTS = 3
+"""Numbers of steps in a fit."""
+
+FLOOR = 100.0
+"""An error counts where it is this many times the error of the reference, and rounding."""
+
+
+def certifiable(method: Method) -> bool:
+    """Return whether a method has an order to be seen in its end points: fixed steps, and no noise."""
+    return not isinstance(method.solver, Adaptive) and method.form.name != "sde"
+
+
+def arguments() -> Parser:
+    """Return the parser of this command."""
+    p = parser(
+        "orders",
+        "Order certificate: declared against measured order of every solver on every form and grid.",
+        "  python -m analysis.orders\n"
+        "  python -m analysis.orders --solvers s-pndm f-pndm ab4 adams22 --forms ddim --grids quadratic\n"
+        "  python -m analysis.orders --strict\n"
+        "  python -m analysis.orders --problem toy --start 0.3 --stop 0.2 --finest 512 --solvers ddim ttm2",
+    )
+    p.set_defaults(problem="smooth", samples=256)
+    add_solvers(p, [name for name, method in METHODS.items() if certifiable(method)])
+    add_factors(p, FLOWS, ("linear", "quadratic", "log-snr", "edm", "rough"))
+    p.add_argument("--start", type=float, default=0.3, help="time at which the interval begins")
+    p.add_argument("--stop", type=float, default=0.1, help="time at which it ends")
+    p.add_argument("--finest", type=positive, default=128, help="largest number of steps")
+    p.add_argument("--strict", action="store_true", help="exit with code 1 if a certificate fails")
+    return p
+
+
+def ladder(finest: int) -> list[int]:
+    """Return the numbers of steps, a factor of √2 apart from the finest down to 8, all even.
+
+    Even ones, for on a grid whose steps alternate the others would end with half a pair.
+    """
+    rungs = int(2.0 * math.log2(max(finest, 8) / 8.0)) + 1
+    return [2 * round(0.5 * finest / 2.0 ** (0.5 * i)) for i in range(rungs)]
+
+
+def experiment(session: Session) -> Sequence[Path]:
+    """Measure, then write table and figure."""
+    args = session.args
+    for name, method in session.methods().items():
+        if not certifiable(method):
+            raise UsageError(f"{name} has no fixed steps or is random; leave it out of --solvers")
+    if len(ladder(args.finest)) < POINTS:
+        raise UsageError(f"--finest {args.finest} leaves no room for a fit; type --finest 16 or more")
+    try:
+        session = replace(
+            session,
+            problem=between(session.problem, args.start, args.stop),
+            working=between(session.working, args.start, args.stop),
+        )
+    except ValueError as error:
+        raise UsageError(f"--stop to --start must be a part of the schedule: {error}") from None
+    problem = session.problem
+    methods = session.crossed()
+
+    @cache
+    def begin() -> Tensor:
+        return problem.sample(args.samples, args.start, torch.Generator().manual_seed(args.seed))
+
+    @cache
+    def exact() -> Reference:
+        return reference(problem, begin(), (args.start, args.stop))
+
+    cells = [
+        Cell(
+            {
+                **session.config,
+                "solver": name,
+                "form": method.form.name,
+                "grid": method.grid.name,
+                "start": args.start,
+                "stop": args.stop,
+                "finest": args.finest,
+            },
+            (*method.parts, *session.parts, problem.schedule, end_errors),
+            lambda method=method: end_errors(session, method, begin(), exact()),  # type: ignore[misc]
+        )
+        for name, method in methods
+    ]
+    with one_thread():
+        results = run("orders", cells, session.store, fresh=args.fresh)
+
+    bootstrap = Bootstrap(args.samples)
+    fits = [fitted(r, bootstrap) for r in results]
+    table = frame(
+        results,
+        solver_order=[method.solver.order for _, method in methods],
+        order=[method.order for _, method in methods],
+        slope=[fit.value for fit in fits],
+        slope_low=[fit.low for fit in fits],
+        slope_high=[fit.high for fit in fits],
+        coarsest=[int(r.arrays["steps"].min()) for r in results],
+        error=[float(r.arrays["error"][0].mean()) for r in results],
+        verdict=[
+            verdict(method.order, fit, r) for (_, method), fit, r in zip(methods, fits, results, strict=True)
+        ],
+        reference_error=[float(r.arrays["reference_error"]) for r in results],
+    )
+    report(table)
+    return session.save(table, draw(table, session))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: on a few hundred states in the plane, threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def end_errors(session: Session, method: Method, x: Tensor, solution: Reference) -> dict[str, Any]:
+    """Measure one certificate: the errors at the finest numbers of steps that reference and rounding resolve.
+
+    Parameters
+    ----------
+    session
+        The run.
+    method
+        The method.
+    x
+        States at the start, (samples, *event), float64.
+    solution
+        The exact solution from there, the end last.
+
+    Returns
+    -------
+    Arrays by name: the numbers of steps (m,), the L2 errors (m, samples), whether they stand above the floor
+    (m,), the error of the reference. Coarser grids are tried until ``POINTS`` stand.
+    """
+    epsilon = torch.finfo(session.dtype).eps
+    steps, errors, stands = [], [], []
+    for n in ladder(session.args.finest):
+        end = method.sample(session.working, n, session.cast(x)).double().cpu()
+        errors.append((end - solution.x[-1]).flatten(1).norm(dim=1).numpy())
+        steps.append(n)
+        # Every step rounds once; at worst all of them to the same side.
+        floor = FLOOR * max(solution.error, n * epsilon)
+        stands.append(not errors[-1].mean() <= floor)
+        if sum(stands) == POINTS:
+            break
+    return {
+        "steps": np.array(steps),
+        "error": np.stack(errors),
+        "stands": np.array(stands),
+        "reference_error": np.array(solution.error),
+    }
+
+
+def fitted(result: Result, bootstrap: Bootstrap) -> Slope:
+    """Return the slope of error against step size over the numbers of steps that stand; NaN without one."""
+    stands = result.arrays["stands"] > 0
+    steps, errors = result.arrays["steps"][stands], result.arrays["error"][stands]
+    if len(steps) < 2 or not np.isfinite(errors).all():
+        return Slope(math.nan, math.nan, math.nan)
+    return slope(1.0 / steps, errors, bootstrap)
+
+
+def verdict(order: int, fit: Slope, result: Result) -> str:
+    """Return ``pass``, ``FAIL``, or ``exact`` where no error stands above the floor."""
+    if math.isnan(fit.value) and np.isfinite(result.arrays["error"]).all():
+        return "exact"
+    return "pass" if abs(fit.value - order) <= TOLERANCE else "FAIL"
+
+
+def report(table: pd.DataFrame) -> None:
+    """Print the certificates, a line per solver and form, then what forms and grids do to orders."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for _, row in table.iterrows():
+        line = {"solver": row["solver"], "form": row["form"], "order": f"{row['solver_order']:g}"}
+        here = f" ({row['order']})" if row["order"] != row["solver_order"] else ""
+        lines.setdefault((row["solver"], row["form"]), line)[row["grid"]] = _slope(row) + here
+    passed, settled = (table["verdict"] == "pass").sum(), table["verdict"].isin(["pass", "FAIL"]).sum()
+    notes = [
+        f"{passed} of {settled} certificates pass: the slope lies within {TOLERANCE:g} of the order",
+        "(n): on this form or grid the order is n, and n is what is certified; see below",
+        f"reference: adaptive Taylor, own error {table['reference_error'].max():.1e}",
+    ]
+    if (table["verdict"] == "exact").any():
+        notes.insert(1, "exact: all errors are as small as those of the reference, or rounding")
+    tables.show(
+        "Certificates: slope of mean L2 error at the end against step size (95%)",
+        pd.DataFrame(list(lines.values())).fillna("-"),
+        notes,
+    )
+    changed = table[table["order"] != table["solver_order"]]
+    groups: list[tuple[str, pd.DataFrame]] = [
+        ("Where the form or the grid changes the order of the solver", changed),
+        ("Certificates that FAIL", table[table["verdict"] == "FAIL"]),
+    ]
+    for title, part in groups:
+        if len(part):
+            listed = [
+                {
+                    "solver": row["solver"],
+                    "form": row["form"],
+                    "grid": row["grid"],
+                    "order of the solver": row["solver_order"],
+                    "order here": row["order"],
+                    "slope (95%)": _slope(row),
+                }
+                for _, row in part.iterrows()
+            ]
+            tables.show(title, pd.DataFrame(listed))
+
+
+def _slope(row: Any) -> str:
+    if row["verdict"] == "exact":
+        return "exact"
+    text = f"{row['slope']:.2f} [{row['slope_low']:.2f}, {row['slope_high']:.2f}]"
+    return text if row["verdict"] == "pass" else f"{text} FAIL"
+
+
+def draw(table: pd.DataFrame, session: Session) -> Figure:
+    """Draw measured orders, a panel per form and a line per solver; grey is what the certificate allows."""
+    rows = table[table["slope"].notna()]
+    rows = rows.assign(panel=rows["form"].str.removeprefix("ideal-"))
+    looks = plots.looks(list(table["grid"]))
+    solvers = plots.looks(list(table["solver"]))
+    forms = list(dict.fromkeys(rows["panel"])) or [""]
+    with plots.style():
+        size = (plots.WIDTH, 1.0 + 0.3 * len(solvers))
+        figure, axes = plots.panels(1, len(forms), figsize=size, sharex=True, sharey=True)
+        for ax, form in zip(axes[0], forms, strict=True):
+            for i, (grid, look) in enumerate(looks.items()):
+                part = rows[(rows["panel"] == form) & (rows["grid"] == grid)]
+                y = part["solver"].map(list(solvers).index) + 0.76 * ((i + 0.5) / len(looks) - 0.5)
+                ax.hlines(
+                    y, part["order"] - TOLERANCE, part["order"] + TOLERANCE, color="0.87", linewidth=2.6
+                )
+                interval = (part["slope"] - part["slope_low"], part["slope_high"] - part["slope"])
+                ax.errorbar(
+                    part["slope"],
+                    y,
+                    xerr=interval,
+                    linestyle="",
+                    marker=look.marker,
+                    color=look.colour,
+                    elinewidth=0.6,
+                    label=f"{look.label} grid",
+                )
+                failed = part["verdict"] == "FAIL"
+                ax.plot(part["slope"][failed], y[failed], "o", color="red", fillstyle="none", markersize=6)
+            ax.set_title(f"{form} form")
+            ax.set_xlabel("measured order")
+            ax.grid(visible=False, axis="y")
+        orders = range(1, int(table["order"].max()) + 1)
+        ax.set_xticks(list(orders))
+        ax.set_yticks(range(len(solvers)), [look.label for look in solvers.values()])
+        ax.set_ylim(len(solvers) - 0.5, -0.5)
+        axes[0, 0].plot([], [], color="0.87", linewidth=2.6, label=f"declared order ± {TOLERANCE:g}")
+        if (rows["verdict"] == "FAIL").any():
+            axes[0, 0].plot([], [], "o", color="red", fillstyle="none", markersize=6, label="FAIL")
+        plots.legend_below(figure, list(axes.flat), columns=4)
+        return figure
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    p = arguments()
+    code = main("orders", p, experiment, argv)
+    args = p.parse_args(argv)
+    if code == 0 and args.strict:
+        return int((pd.read_csv(args.out / "orders.csv")["verdict"] == "FAIL").any())
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())

@@ -1,0 +1,125 @@
+"""Truths that several test files stand on: high-precision mixtures, and one reference solution."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from mpmath import mp, mpf
+from torch import Tensor
+
+from problems import DDIM, Mixture, smooth_mixture
+from solvers import Taylor, final, grids, march
+
+mp.dps = 60
+settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
+settings.load_profile("reproducible")
+torch.set_num_threads(1)
+
+Vector = list[mpmath.mpf]
+Eps = Callable[[Vector, mpmath.mpf], Vector]
+
+
+def exact_eps(
+    means: Sequence[Sequence[float]],
+    covariances: Sequence[float] | Sequence[Tensor],
+    weights: Sequence[float],
+) -> Eps:
+    """Return ε(x̄, γ) = γ Σ rₖ (Σₖ + γ²I)⁻¹ (x̄ - mₖ) of a mixture, for real and complex arguments of mpmath.
+
+    A covariance is a number (times the identity) or a matrix.
+    """
+    centres = [[mpf(c) for c in m] for m in means]
+    shares = [mpf(w) for w in weights]
+
+    def isotropic(d: Vector, variance: mpmath.mpf) -> tuple[Vector, mpmath.mpf]:
+        return [c / variance for c in d], variance ** len(d)
+
+    def general(d: Vector, matrix: mpmath.matrix) -> tuple[Vector, mpmath.mpf]:
+        return list(mp.lu_solve(matrix, mp.matrix(d))), mp.det(matrix)
+
+    def solve(d: Vector, covariance: float | Tensor, gamma: mpmath.mpf) -> tuple[Vector, mpmath.mpf]:
+        if isinstance(covariance, Tensor):
+            return general(d, mp.matrix(covariance.tolist()) + gamma**2 * mp.eye(len(d)))
+        return isotropic(d, mpf(covariance) + gamma**2)
+
+    def eps(xbar: Vector, gamma: mpmath.mpf) -> Vector:
+        numerator, total = [mpf(0)] * len(xbar), mpf(0)
+        for centre, covariance, share in zip(centres, covariances, shares, strict=True):
+            d = [a - b for a, b in zip(xbar, centre, strict=True)]
+            solved, determinant = solve(d, covariance, gamma)
+            r = share * mp.exp(-mp.fdot(d, solved) / 2) / mp.sqrt(determinant)
+            total += r
+            numerator = [n + r * v for n, v in zip(numerator, solved, strict=True)]
+        return [gamma * n / total for n in numerator]
+
+    return eps
+
+
+def exact_flow_jet(eps: Eps, xbar: Sequence[float], gamma: float, order: int) -> np.ndarray:
+    """Return (ε, dε/dγ, …) along dx̄/dγ = ε by Picard's iteration, shape (order, D), to more than 40 digits.
+
+    Iteration j fixes one more Taylor coefficient, which is read off by Cauchy's integral over a circle of
+    radius 1e-12 γ. Nothing but values of ε enters.
+    """
+    with mp.workdps(170):
+        centre, radius = mpf(gamma), mpf(gamma) * mpf(10) ** -12
+        path, jet = [[mpf(c) for c in xbar]], []
+        for j in range(order):
+            n = j + 5
+            coefficient = [mpf(0)] * len(xbar)
+            for m in range(n // 2 + 1):
+                h = radius * mp.expjpi(mpf(2 * m) / n)
+                point = [mp.polyval([c[i] for c in reversed(path)], h) for i in range(len(xbar))]
+                share = mpf(1 if m == 0 or 2 * m == n else 2) / n  # the conjugate points come for free
+                values = eps(point, centre + h)
+                coefficient = [c + share * mp.re(v / h**j) for c, v in zip(coefficient, values, strict=True)]
+            jet.append([mp.factorial(j) * c for c in coefficient])
+            path.append([c / (j + 1) for c in coefficient])
+        return np.array(jet)
+
+
+def relative_errors(values: Sequence[Tensor], exact: np.ndarray) -> list[float]:
+    """Return |value - exact|/|exact| for vectors, the difference taken in high precision."""
+    pairs = zip((v.tolist() for v in values), exact, strict=True)
+    return [
+        float(mp.norm([mpf(a) - b for a, b in zip(v, e, strict=True)]) / mp.norm(list(e))) for v, e in pairs
+    ]
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Return the largest Euclidean distance between corresponding vectors."""
+    return float((a - b).norm(dim=-1).max())
+
+
+def fitted_order(steps: Sequence[int], errors: Sequence[float]) -> float:
+    """Return the slope of -log(error) against log(steps), by least squares."""
+    return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+class Reference(NamedTuple):
+    """A smooth problem with 16 trajectories from t = 0.9 to 0.05 and their end points, good to 1e-13."""
+
+    problem: Mixture
+    start: float
+    stop: float
+    x: Tensor
+    end: Tensor
+
+
+@functools.cache
+def smooth_reference() -> Reference:
+    """Solve the smooth mixture with 400 steps of Taylor-12, once."""
+    problem, start, stop = smooth_mixture(), 0.9, 0.05
+    x = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    times = grids.log_snr(400, problem.schedule, start, stop)
+    return Reference(problem, start, stop, x, final(march(DDIM(problem), Taylor(12), times, x)).x)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    return smooth_reference()
