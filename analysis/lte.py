@@ -88,7 +88,9 @@ def experiment(session: Session) -> Sequence[Path]:
             for dt in step_sizes(t, schedule.stop, args.points):
                 times |= {_end(t, dt, schedule.stop), *(t + j * dt for j in range(reach + 1))}
         ordered = sorted((t for t in times if t <= schedule.start), reverse=True)
-        return reference(session.problem, session.latents(), ordered), {t: i for i, t in enumerate(ordered)}
+        return reference(session.problem, session.latents(), ordered, tolerance=1e-13), {
+            t: i for i, t in enumerate(ordered)
+        }
 
     def measure(name: str, t: float, dt: float) -> dict[str, Any]:
         solution, index = exact()

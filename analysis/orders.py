@@ -89,7 +89,7 @@ def experiment(session: Session) -> Sequence[Path]:
     args = session.args
     for name, method in session.methods().items():
         if not certifiable(method):
-            raise UsageError(f"{name} has no fixed steps or is random; leave it out of --solvers")
+            raise UsageError(f"{name} is random or chooses its own steps; leave it out of --solvers")
     if len(ladder(args.finest)) < POINTS:
         raise UsageError(f"--finest {args.finest} leaves no room for a fit; type --finest 16 or more")
     try:
@@ -99,7 +99,7 @@ def experiment(session: Session) -> Sequence[Path]:
             working=between(session.working, args.start, args.stop),
         )
     except ValueError as error:
-        raise UsageError(f"--stop to --start must be a part of the schedule: {error}") from None
+        raise UsageError(f"--start and --stop are out of range: {error}") from None
     problem = session.problem
     methods = session.crossed()
 
@@ -122,7 +122,7 @@ def experiment(session: Session) -> Sequence[Path]:
                 "stop": args.stop,
                 "finest": args.finest,
             },
-            (*method.parts, *session.parts, problem.schedule, end_errors),
+            (*method.parts, *session.parts, end_errors),
             lambda method=method: end_errors(session, method, begin(), exact()),  # type: ignore[misc]
         )
         for name, method in methods
@@ -147,7 +147,7 @@ def experiment(session: Session) -> Sequence[Path]:
         reference_error=[float(r.arrays["reference_error"]) for r in results],
     )
     report(table)
-    return session.save(table, draw(table, session))
+    return session.save(table, draw(table))
 
 
 @contextmanager
@@ -209,9 +209,9 @@ def fitted(result: Result, bootstrap: Bootstrap) -> Slope:
 
 
 def verdict(order: int, fit: Slope, result: Result) -> str:
-    """Return ``pass``, ``FAIL``, or ``exact`` where no error stands above the floor."""
+    """Return ``pass``, ``FAIL``, or ``rounding`` where no slope stands above the floor."""
     if math.isnan(fit.value) and np.isfinite(result.arrays["error"]).all():
-        return "exact"
+        return "rounding"
     return "pass" if abs(fit.value - order) <= TOLERANCE else "FAIL"
 
 
@@ -225,17 +225,18 @@ def report(table: pd.DataFrame) -> None:
     passed, settled = (table["verdict"] == "pass").sum(), table["verdict"].isin(["pass", "FAIL"]).sum()
     notes = [
         f"{passed} of {settled} certificates pass: the slope lies within {TOLERANCE:g} of the order",
-        "(n): on this form or grid the order is n, and n is what is certified; see below",
         f"reference: adaptive Taylor, own error {table['reference_error'].max():.1e}",
     ]
-    if (table["verdict"] == "exact").any():
-        notes.insert(1, "exact: all errors are as small as those of the reference, or rounding")
+    changed = table[table["order"] != table["solver_order"]]
+    if len(changed):
+        notes.append("(n): on this form or grid the order is n, and n is what is certified; see below")
+    if (table["verdict"] == "rounding").any():
+        notes.append("rounding: errors too near those of rounding, or of the reference, to have a slope")
     tables.show(
         "Certificates: slope of mean L2 error at the end against step size (95%)",
         pd.DataFrame(list(lines.values())).fillna("-"),
         notes,
     )
-    changed = table[table["order"] != table["solver_order"]]
     groups: list[tuple[str, pd.DataFrame]] = [
         ("Where the form or the grid changes the order of the solver", changed),
         ("Certificates that FAIL", table[table["verdict"] == "FAIL"]),
@@ -257,13 +258,13 @@ def report(table: pd.DataFrame) -> None:
 
 
 def _slope(row: Any) -> str:
-    if row["verdict"] == "exact":
-        return "exact"
+    if row["verdict"] == "rounding":
+        return "rounding"
     text = f"{row['slope']:.2f} [{row['slope_low']:.2f}, {row['slope_high']:.2f}]"
     return text if row["verdict"] == "pass" else f"{text} FAIL"
 
 
-def draw(table: pd.DataFrame, session: Session) -> Figure:
+def draw(table: pd.DataFrame) -> Figure:
     """Draw measured orders, a panel per form and a line per solver; grey is what the certificate allows."""
     rows = table[table["slope"].notna()]
     rows = rows.assign(panel=rows["form"].str.removeprefix("ideal-"))

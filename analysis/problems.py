@@ -44,7 +44,8 @@ def between(problem: Problem, start: float, stop: float) -> Problem:
     schedule = problem.schedule
     if not schedule.stop <= stop < start <= schedule.start:
         raise ValueError(
-            f"{stop:g} to {start:g} is not an interval inside [{schedule.stop:g}, {schedule.start:g}]"
+            f"{schedule.stop:g} <= stop < start <= {schedule.start:g} must hold, "
+            f"which stop = {stop:g}, start = {start:g} do not"
         )
     part = copy.copy(problem)
     part.schedule = dataclasses.replace(schedule, start=start, stop=stop)  # type: ignore[type-var]

@@ -29,8 +29,8 @@ from problems import Mixture
 REGION = 0.99
 """Mass of the highest-density region."""
 
-DRAWS = 100_000
-"""Exact samples from which its density threshold is estimated; a million-to-one matter to the shares."""
+DRAWS = 20_000
+"""Exact samples from which its density threshold is estimated: known to 7% of the mass outside, at 2σ 14%."""
 
 
 def arguments() -> Parser:
@@ -69,7 +69,8 @@ def experiment(session: Session) -> Sequence[Path]:
     @cache
     def threshold() -> float:
         generator = torch.Generator().manual_seed(args.seed)
-        densities = problem.log_prob(problem.sample(DRAWS, stop, generator), stop)
+        draws = problem.sample(DRAWS, stop, generator).split(1000)
+        densities = torch.cat([problem.log_prob(part, stop) for part in draws])
         return float(densities.quantile(1.0 - REGION).item())
 
     def describe(x: Tensor) -> dict[str, Any]:

@@ -47,8 +47,12 @@ def test_slope_is_order_plus_one(smooth, name, t):
 @pytest.mark.parametrize("t", [0.15, 0.3])
 @pytest.mark.parametrize("name", LINEAR)
 def test_theory_meets_measurement_at_small_steps(smooth, name, t):
-    first = asymptotic(smooth, name, t).iloc[0]
-    assert first["theory"] == pytest.approx(first["error"], rel=0.02)
+    rows = asymptotic(smooth, name, t)
+    # The ratio goes to one as the step goes to zero, linearly, by the next term of the error.
+    _, limit = np.polyfit(rows["dt"], rows["theory"] / rows["error"], 1)
+    assert limit == pytest.approx(1.0, abs=0.02)
+    if METHODS[name].solver.local_order <= 3:
+        assert rows["theory"].iloc[0] == pytest.approx(rows["error"].iloc[0], rel=0.01)
 
 
 def test_figures_known_independently(tmp_path):
