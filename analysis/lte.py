@@ -240,7 +240,7 @@ def report(
                 "solver": name,
                 "NFE": int(near["nfe"]),
                 "slope (95%)": "-" if fit is None else f"{fit.value:.3f} [{fit.low:.3f}, {fit.high:.3f}]",
-                "order + 1": methods[name].solver.local_order,
+                "declared": methods[name].solver.local_order,
                 "theory/error": "-" if ratio.isna().all() else f"{ratio.iloc[0]:.4f}",
                 "Δt": f"{near['dt']:.3g}",
                 "mean error (95%)": tables.interval(near["error"], near["error_low"], near["error_high"]),

@@ -69,7 +69,7 @@ def experiment(session: Session) -> Sequence[Path]:
     @cache
     def threshold() -> float:
         generator = torch.Generator().manual_seed(args.seed)
-        draws = problem.sample(DRAWS, stop, generator).split(1000)
+        draws = torch.split(problem.sample(DRAWS, stop, generator), 1000)
         densities = torch.cat([problem.log_prob(part, stop) for part in draws])
         return float(densities.quantile(1.0 - REGION).item())
 
