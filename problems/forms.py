@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from problems.schedule import Schedule
-from problems.score import Bill, Model, align
+from problems.score import Bill, Model, align, like
 from problems.series import Scalar, Series, T, convolve, sqrt
 
 
@@ -83,12 +83,12 @@ class Flow(Form):
     def enter(self, x: Tensor, t: Scalar) -> Tensor:
         """Return y = scale x/α."""
         t = align(t, x)
-        return x * (self.scale(self.s(t)) / self.schedule.alpha(t))
+        return x * like(self.scale(self.s(t)) / self.schedule.alpha(t), x)
 
     def leave(self, y: Tensor, t: Scalar) -> Tensor:
         """Return x = α y/scale."""
         t = align(t, y)
-        return y * (self.schedule.alpha(t) / self.scale(self.s(t)))
+        return y * like(self.schedule.alpha(t) / self.scale(self.s(t)), y)
 
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return the derivatives of y from the Taylor coefficients of x̄, which obey dx̄/ds = ε dγ/ds."""
@@ -118,11 +118,11 @@ class DDIM(Flow):
 
     def enter(self, x: Tensor, t: Scalar) -> Tensor:
         """Return x̄ = x/α."""
-        return x / self.schedule.alpha(align(t, x))
+        return x / like(self.schedule.alpha(align(t, x)), x)
 
     def leave(self, y: Tensor, t: Scalar) -> Tensor:
         """Return x = α x̄."""
-        return y * self.schedule.alpha(align(t, y))
+        return y * like(self.schedule.alpha(align(t, y)), y)
 
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return (ε, dε/dγ, …), which the model gives directly."""
@@ -246,7 +246,8 @@ class ReverseSDE(Form):
             raise ValueError("the reverse SDE has no derivatives along its path")
         t = align(s, y)
         eps = self.score.jet(y, t)[0]
-        return (self.schedule.drift(t) * y + (self.schedule.diffusion(t) / self.schedule.sigma(t)) * eps,)
+        pull = self.schedule.diffusion(t) / self.schedule.sigma(t)
+        return (like(self.schedule.drift(t), y) * y + like(pull, y) * eps,)
 
     def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
         """Return √(g²(s0) (s0 - s1)) z with z standard normal; time runs backwards, s1 < s0."""

@@ -32,7 +32,7 @@ def rng(seed=0):
 
 
 def typed_eps(mixture, std):
-    """ε(x, t) = σ Σ rₖ (x - α mₖ)/(α²s² + σ²) in the data's coordinates, as one would type it for a network."""
+    """ε(x, t) = σ Σ rₖ (x - α mₖ)/(α²s² + σ²), in the data's coordinates as for a network."""
 
     def eps(x, t):
         t = torch.as_tensor(t, dtype=F64)

@@ -8,8 +8,24 @@ import torch
 from scipy.integrate import solve_ivp
 
 from problems import DDIM, VP, Gaussian, Preconditioned, ProbabilityFlow, ReverseSDE, smooth_mixture
-from solvers import RK4, RK45, Adams, EulerMaruyama, Exact, Heun, Index, LogSNR, Midpoint, Node, Own, Taylor, Time
-from solvers import final, grids, march
+from solvers import (
+    RK4,
+    RK45,
+    Adams,
+    EulerMaruyama,
+    Exact,
+    Heun,
+    Index,
+    LogSNR,
+    Midpoint,
+    Node,
+    Own,
+    Taylor,
+    Time,
+    final,
+    grids,
+    march,
+)
 from solvers.adaptive_taylor import AdaptiveTaylor
 from tests.conftest import distance, fitted_order
 
@@ -135,7 +151,7 @@ def test_only_the_newest_nodes_count():
 def test_a_past_with_too_few_derivatives_is_refused():
     """A start that remembers slopes only cannot feed a method that needs their derivatives."""
     eq, times = DDIM(smooth_mixture()), grids.power(5)
-    with pytest.raises(ValueError, match="zip|derivative"):
+    with pytest.raises(ValueError, match="zip"):
         final(march(eq, Adams(2, 2, start=Heun()), times, start()))
 
 
@@ -161,7 +177,7 @@ def test_a_past_with_more_derivatives_is_welcome():
     ],
 )
 def test_nonsense_is_refused(make):
-    with pytest.raises(ValueError, match="order|needs|must be"):
+    with pytest.raises(ValueError, match=r"order|needs|must be"):
         make()
 
 
@@ -258,14 +274,13 @@ def test_rk45_converges_with_its_tolerance(form, ends):
     assert errors[2] < errors[0] / 50
 
 
-def test_rk45_gains_five_orders():
-    """Error against evaluations, with the steps that the controller chooses: order 5 (of 5(4))."""
-    mixture = smooth_mixture()
-    x = mixture.sample(1, 0.9, torch.Generator().manual_seed(2))
+def test_rk45_is_of_fifth_order():
+    """Error against evaluations, at the steps that the controller chooses: order 5, at first even more."""
+    mixture, x = smooth_mixture(), start(1, 2)
     exact = final(march(DDIM(mixture), Taylor(12), grids.log_snr(300, VP(), 0.9, 0.05), x)).x
-    states = [final(march(ProbabilityFlow(mixture), RK45(tol, tol), (0.9, 0.05), x)) for tol in np.logspace(-5, -11, 7)]
-    errors = [distance(s.x, exact) for s in states]
-    assert fitted_order([s.nfe for s in states], errors) == pytest.approx(5.0, abs=0.5)
+    tolerances = np.logspace(-6, -11, 6)
+    states = [final(march(ProbabilityFlow(mixture), RK45(tol, tol), (0.9, 0.05), x)) for tol in tolerances]
+    assert fitted_order([s.nfe for s in states], [distance(s.x, exact) for s in states]) > 4.75
 
 
 @pytest.mark.parametrize("form", [DDIM, ProbabilityFlow])

@@ -37,7 +37,7 @@ def flat(rows):
 
 
 def hermite_basis(nodes, p):
-    """The polynomials ℓ_{j,i} with i-th derivative 1 at node j and all others zero, as rational coefficients."""
+    """The polynomials with i-th derivative 1 at node j and all others zero, by rational coefficients."""
     n = p * len(nodes)
     rows = [
         [Fraction(math.perm(m, i)) * z ** (m - i) if m >= i else Fraction(0) for m in range(n)]
@@ -94,13 +94,13 @@ def test_variable_two_step_adams_bashforth(h, before, sign):
 
 
 def test_two_nodes_with_derivatives():
-    """The uniform Adams(2, 2): h(-1/2, 3/2) and h²(17/12, 7/12), from the quintic conditions solved by hand."""
+    """The uniform Adams(2, 2): h(-1/2, 3/2) and h²(17/12, 7/12), the order conditions solved by hand."""
     h = 0.7
     (a, b), (c, d) = weights(Adams(2, 2), h, [0.0, -h])
     assert [a / h, c / h, b / h**2, d / h**2] == pytest.approx([-1 / 2, 3 / 2, 17 / 12, 7 / 12], rel=1e-13)
 
 
-@pytest.mark.parametrize(("k", "p"), [(1, 1), (1, 4), (2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (4, 1), (4, 2), (5, 1)])
+@pytest.mark.parametrize(("k", "p"), [(1, 1), (1, 4), (2, 1), (2, 2), (2, 3), (3, 2), (4, 1), (4, 2), (5, 1)])
 @given(data=st.data())
 def test_rules_against_rational_arithmetic(k, p, data):
     """On grids of any ratio: polynomials of degree k p - 1 are integrated as by the exact rule.
@@ -113,12 +113,13 @@ def test_rules_against_rational_arithmetic(k, p, data):
     s0, span = Fraction(nodes[0]), max(abs(Fraction(z) - Fraction(nodes[0])) for z in (s1, *nodes))
     h = (Fraction(s1) - s0) / span
     for m in range(k * p):
-        data_ = [
-            Fraction(math.perm(m, i)) * ((Fraction(z) - s0) / span) ** (m - i) / span**i if m >= i else Fraction(0)
-            for z in nodes
+        scaled = [(Fraction(z) - s0) / span for z in nodes]
+        derivatives = [
+            math.perm(m, i) * z ** (m - i) / span**i if m >= i else Fraction(0)
+            for z in scaled
             for i in range(p)
         ]
-        terms = [Fraction(w) * d for w, d in zip(value, data_, strict=True)]
+        terms = [Fraction(w) * d for w, d in zip(value, derivatives, strict=True)]
         exact = span * h ** (m + 1) / (m + 1)
         size = sum(abs(t) for t in terms) + abs(exact)
         assert abs(sum(terms) - exact) <= Fraction(1, 10**13) * size
@@ -160,7 +161,9 @@ def test_index_clock_gives_constant_weights(form):
     assert value == pytest.approx(expected, rel=1e-13)
 
 
-@pytest.mark.parametrize(("clock", "reading"), [(Time(), lambda t: t), (LogSNR(), lambda t: -math.log(VP().gamma(t)))])
+@pytest.mark.parametrize(
+    ("clock", "reading"), [(Time(), lambda t: t), (LogSNR(), lambda t: -math.log(VP().gamma(t)))]
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_believed_clocks_lay_the_nodes_in_their_readings(clock, reading, form):
     """The weights are those of the readings, scaled to the length of the step in s."""
@@ -184,7 +187,7 @@ READINGS = {"time": (Time(), vp_time), "log-SNR": (LogSNR(), lambda gamma: -mp.l
 @pytest.mark.parametrize("rho", [1.0, 2.0, 7.0])
 @pytest.mark.parametrize("direction", [1, -1])
 def test_deis_weights_against_quadrature(name, k, rho, direction):
-    """∫ of the Lagrange polynomials in the clock, dγ exact, by mpmath; also on the longest steps and backwards."""
+    """∫ of the Lagrange polynomials in the clock, dγ exact, by mpmath; on long steps, backwards as well."""
     clock, reading = READINGS[name]
     gamma = [VP().gamma(t) for t in grids.power(5, rho).tolist()][::direction]
     for i in range(k, 6):
@@ -244,18 +247,18 @@ def test_weights_of_one_node_are_taylors(p):
 def test_a_step_applies_the_weights(data):
     """y₁ - y₀ is the combination of the jets, for an exact past handed in by value."""
     s1, nodes = data.draw(places(3))
-    jets = [tuple(torch.tensor([[float(a), float(b)]], dtype=torch.float64) for a, b in ((1, -2), (-2, 3)))] * 3
+    jet = tuple(torch.tensor([row], dtype=torch.float64) for row in ((1.0, -2.0), (-2.0, 3.0)))
 
     class Constant:
         """An equation whose jet is the same everywhere."""
 
         def jet(self, y, s, order=1):
-            return jets[0][:order]
+            return jet[:order]
 
     y = torch.zeros(1, 2, dtype=torch.float64)
-    past = tuple(Node(s, jet) for s, jet in zip(nodes[1:], jets, strict=False))
+    past = tuple(Node(s, jet) for s in nodes[1:])
     value, node = Adams(3, 2).step(Constant(), y, nodes[0], s1, past)
     rows = weights(Adams(3, 2), s1, nodes)
-    terms = [w * d for row, jet in zip(rows, jets, strict=True) for w, d in zip(row, jet, strict=True)]
+    terms = [w * d for row in rows for w, d in zip(row, jet, strict=True)]
     assert (value - sum(terms)).abs().max() <= 1e-14 * sum(t.abs() for t in terms).max()
     assert node.s == nodes[0]

@@ -1,0 +1,121 @@
+"""Measured orders of convergence: every solver, on every form and every grid, against the declared order."""
+
+import itertools
+
+import pytest
+
+from problems import DDIM, Preconditioned, ProbabilityFlow
+from solvers import (
+    RK4,
+    Adams,
+    EulerMaruyama,
+    Exact,
+    Heun,
+    Index,
+    LogSNR,
+    Midpoint,
+    Taylor,
+    Time,
+    final,
+    grids,
+    march,
+)
+from tests.conftest import fitted_order
+
+FORMS = {
+    "DDIM": DDIM,
+    "probability flow": ProbabilityFlow,
+    "data": Preconditioned,
+    "preconditioned": lambda m: Preconditioned(m, 0.4),
+}
+GRIDS = {
+    "linear": lambda n, r: grids.power(n, 1.0, r.start, r.stop),
+    "quadratic": lambda n, r: grids.power(n, 2.0, r.start, r.stop),
+    "log-SNR": lambda n, r: grids.log_snr(n, r.problem.schedule, r.start, r.stop),
+    "EDM": lambda n, r: grids.edm(n, r.problem.schedule, 7.0, r.start, r.stop),
+}
+STEPS = (120, 240)
+
+SOLVERS = {
+    "DDIM": Taylor(1),
+    "TTM-2": Taylor(2),
+    "TTM-3": Taylor(3),
+    "TTM-5": Taylor(5),
+    "AB2": Adams(2),
+    "AB3": Adams(3, start=Heun()),
+    "AB4": Adams(4, start=RK4()),
+    "Adams(2, 2)": Adams(2, 2, start=Taylor(3)),
+    "Adams(3, 2)": Adams(3, 2, start=Taylor(5)),
+    "S-PNDM": Adams(2, clock=Index(), start=Heun()),
+    "F-PNDM": Adams(4, clock=Index(), start=RK4(Time())),
+    "DPM++(2M)": Adams(2, clock=LogSNR()),
+    "AB2 in t": Adams(2, clock=Time()),
+    "tAB-DEIS2": Adams(3, clock=Exact(Time()), start=Heun()),
+    "tAB-DEIS3": Adams(4, clock=Exact(Time()), start=RK4()),
+    "Heun": Heun(),
+    "midpoint": Midpoint(),
+    "DPM-2": Midpoint(LogSNR()),
+    "RK4": RK4(),
+    "RK4 in t": RK4(Time()),
+    "Euler-Maruyama": EulerMaruyama(),
+}
+
+
+def expected(name, form, grid):
+    """The declared order; that of the tableau where the foreign clock is the variable of the equation."""
+    if form == "probability flow" and (name == "RK4 in t" or (name, grid) == ("F-PNDM", "linear")):
+        return 4
+    return SOLVERS[name].order
+
+
+def measured(solver, form, grid, reference, steps=STEPS):
+    """The slope of the mean error of 16 trajectories at the end."""
+    errors = []
+    for n in steps:
+        times = GRIDS[grid](n, reference)
+        end = final(march(FORMS[form](reference.problem), solver, times, reference.x)).x
+        errors.append(float((end - reference.end).norm(dim=-1).mean()))
+    return fitted_order(steps, errors)
+
+
+# All forms and grids; all but one row and one column of them are slow, together.
+COMBINATIONS = [
+    pytest.param(form, grid, marks=() if form == "DDIM" or grid == "linear" else pytest.mark.slow)
+    for form, grid in itertools.product(FORMS, GRIDS)
+]
+
+
+@pytest.mark.parametrize(("form", "grid"), COMBINATIONS)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_measured_order_is_the_declared_one(name, form, grid, reference):
+    order = measured(SOLVERS[name], form, grid, reference)
+    assert order == pytest.approx(expected(name, form, grid), abs=0.25)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_order_of_encoding(name, reference):
+    """Backwards as well: from the end to the start."""
+    errors = []
+    for n in STEPS:
+        times = GRIDS["log-SNR"](n, reference).flip(0)
+        begin = final(march(DDIM(reference.problem), SOLVERS[name], times, reference.end)).x
+        errors.append(float((begin - reference.x).norm(dim=-1).mean()))
+    assert fitted_order(STEPS, errors) == pytest.approx(SOLVERS[name].order, abs=0.25)
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [(Adams(3), 2), (Adams(4), 2), (Adams(4, start=Heun()), 3), (Adams(2, 2), 3)],
+    ids=repr,
+)
+def test_a_poor_start_holds_a_method_back(solver, order, reference):
+    """One step of order q at the start costs h^(q + 1), which shows where the method itself is better."""
+    assert solver.order == order
+    value = measured(solver, "probability flow", "quadratic", reference, (400, 800))
+    assert value == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("name", ["S-PNDM", "F-PNDM"])
+def test_pndm_is_of_second_order_only(name, reference):
+    """Constant weights on steps that are not constant: 2.00 for both."""
+    assert measured(SOLVERS[name], "DDIM", "quadratic", reference) == pytest.approx(2.0, abs=0.05)
