@@ -70,7 +70,7 @@ def arguments() -> Parser:
     add_factors(p, FLOWS, ("linear", "quadratic", "log-snr", "edm", "rough"))
     p.add_argument("--start", type=float, default=0.3, help="time at which the interval begins")
     p.add_argument("--stop", type=float, default=0.1, help="time at which it ends")
-    p.add_argument("--finest", type=positive, default=128, help="largest number of steps")
+    p.add_argument("--finest", type=positive, default=96, help="largest number of steps")
     p.add_argument("--strict", action="store_true", help="exit with code 1 if a certificate fails")
     return p
 

@@ -1,0 +1,206 @@
+"""The certificate: it confirms the orders that theory gives, and does not confirm what is wrong."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis import orders, study
+from analysis.methods import FORMS, GRIDS, METHODS, Method, crossed
+from analysis.problems import PROBLEMS, between
+from solvers import Node, Taylor
+from solvers.grids import alternating
+
+
+def run(out, *arguments, code=0):
+    assert orders.command([*arguments, "--out", str(out)]) == code
+    return pd.read_csv(out / "orders.csv")
+
+
+@dataclass(frozen=True)
+class WrongTaylor(Taylor):
+    """TTM-2 with a second-order term of h² instead of h²/2: consistent, and of order 1."""
+
+    def step(self, eq, y, s0, s1, past):
+        jet = eq.jet(y, s0, 2)
+        h = s1 - s0
+        return y + h * (jet[0] + h * jet[1]), Node(s0, jet)
+
+
+@dataclass(frozen=True)
+class Nowhere(Taylor):
+    """A method that divides by zero."""
+
+    def step(self, eq, y, s0, s1, past):
+        y, node = super().step(eq, y, s0, s1, past)
+        return y / 0.0 * 0.0, node
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    arguments = ["--samples", "32", "--forms", "ddim", "--grids", "linear", "quadratic", "rough"]
+    names = ["ddim", "ttm3", "s-pndm", "f-pndm", "ab2", "ab4", "adams22", "ttm2-ideal-ddim", "ttm2-ideal-pf"]
+    return run(tmp_path_factory.mktemp("orders"), *arguments, "--solvers", *names)
+
+
+@pytest.mark.parametrize("grid", ["linear", "quadratic"])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("ddim", 1), ("ttm3", 3), ("s-pndm", 2), ("f-pndm", 2), ("ab2", 2), ("ab4", 4), ("adams22", 4)],
+)
+def test_orders_that_theory_gives(known, name, order, grid):
+    row = known[(known["solver"] == name) & (known["grid"] == grid)].iloc[0]
+    assert row["order"] == row["solver_order"] == order
+    assert row["slope"] == pytest.approx(order, abs=0.1)
+    assert row["slope_low"] <= row["slope"] <= row["slope_high"]
+    assert row["verdict"] == "pass"
+
+
+def test_constant_weights_do_not_survive_a_rough_grid(known):
+    """FORMULAS 5: constant weights are right for equal steps; exact ones keep their order on any grid."""
+    rough = known[known["grid"] == "rough"].set_index("solver")
+    assert rough.loc["s-pndm", "slope"] == pytest.approx(1.0, abs=0.1)
+    assert rough.loc["f-pndm", "slope"] == pytest.approx(1.0, abs=0.15)
+    assert rough.loc["ab2", "slope"] == pytest.approx(2.0, abs=0.1)
+    assert rough.loc["ab4", "slope"] == pytest.approx(4.0, abs=0.15)
+
+
+def test_ideal_derivatives_leave_order_one(known):
+    rows = known[known["solver"].str.contains("ideal")]
+    assert set(rows["form"]) == {"ideal-ddim", "ideal-pf"}  # they keep their own form
+    assert (rows["solver_order"] == 2).all()
+    assert (rows["order"] == 1).all()
+    assert rows["slope"].to_numpy() == pytest.approx(np.ones(len(rows)), abs=0.1)
+
+
+def test_the_index_is_the_time_where_steps_are_equal_in_it(tmp_path):
+    """On the probability-flow ODE, dx/dt, a linear grid is uniform, and F-PNDM is the textbook's AB4."""
+    arguments = ["--samples", "32", "--solvers", "f-pndm", "ab4", "--forms", "pf", "--grids", "linear"]
+    f_pndm, ab4 = (row for _, row in run(tmp_path, *arguments).iterrows())
+    assert f_pndm["solver_order"] == 2
+    assert f_pndm["order"] == 4
+    assert f_pndm["verdict"] == "pass"
+    assert f_pndm["error"] == pytest.approx(ab4["error"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_every_certificate_passes(tmp_path):
+    table = run(tmp_path, "--strict")
+    assert (table["verdict"] == "pass").all()
+    deterministic = {n for n, m in METHODS.items() if orders.certifiable(m)}
+    assert deterministic - set(table["solver"]) == {"ttm2-pf"}  # which is ttm2 on that form
+    assert {"rk45", "euler-maruyama"} == set(METHODS) - deterministic
+    counts = table[~table["form"].str.startswith("ideal")].groupby("solver").size()
+    assert (counts == 20).all()
+
+
+def test_a_wrong_method_fails_in_plain_sight(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "wrong", Method(WrongTaylor(2)))
+    arguments = ["--samples", "16", "--solvers", "ttm2", "wrong", "--forms", "ddim", "--grids", "linear"]
+    table = run(tmp_path, *arguments).set_index("solver")
+    assert table.loc["ttm2", "verdict"] == "pass"
+    assert table.loc["wrong", "verdict"] == "FAIL"
+    assert table.loc["wrong", "slope"] == pytest.approx(1.0, abs=0.1)
+    printed = capsys.readouterr().out
+    assert "1 of 2 certificates pass" in printed
+    assert "Certificates that FAIL" in printed
+    run(tmp_path, *arguments, "--strict", code=1)
+    run(tmp_path, *arguments[:2], "--solvers", "ttm2", *arguments[5:], "--strict")
+
+
+def test_a_method_without_finite_errors_fails(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "nowhere", Method(Nowhere(1)))
+    arguments = ["--samples", "8", "--solvers", "nowhere", "--forms", "ddim", "--grids", "linear"]
+    table = run(tmp_path, *arguments, "--strict", code=1)
+    assert table["verdict"].tolist() == ["FAIL"]
+
+
+def test_errors_of_rounding_have_no_slope(tmp_path, capsys):
+    """On Gaussian data the preconditioned form is exact (FORMULAS 2), so all that is left is rounding."""
+    arguments = ["--problem", "gaussian", "--samples", "16", "--solvers", "ddim", "--grids", "linear"]
+    table = run(tmp_path, *arguments, "--forms", "ddim", "preconditioned", "--strict").set_index("form")
+    assert table.loc["ddim", "verdict"] == "pass"
+    assert table.loc["preconditioned", "verdict"] == "rounding"
+    assert np.isnan(table.loc["preconditioned", "slope"])
+    assert "1 of 1 certificates pass" in capsys.readouterr().out
+
+
+def test_a_second_run_measures_nothing(tmp_path, monkeypatch):
+    written = []
+    write = study.Store.write
+    monkeypatch.setattr(study.Store, "write", lambda self, *a: (written.append(a[0]), write(self, *a)))
+    small = ["--samples", "8", "--solvers", "ddim", "--forms", "ddim", "--finest", "32"]
+    run(tmp_path, *small)
+    assert len(written) == 5
+    run(tmp_path, *small)
+    assert len(written) == 5
+    run(tmp_path, *small, "--start", "0.4")  # other results, under keys of their own
+    run(tmp_path, *small, "--fresh")
+    assert len(written) == 15
+    assert len(set(written)) == 10
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--solvers", "rk45"],
+        ["--solvers", "euler-maruyama"],
+        ["--start", "0.1", "--stop", "0.3"],
+        ["--stop", "0.0001"],
+        ["--start", "1.5"],
+        ["--finest", "8"],
+        ["--forms", "ideal-pf"],
+    ],
+)
+def test_mistakes_exit_with_2(arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        orders.command([*arguments, "--out", str(tmp_path)])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_ladder_is_even_and_falls_by_roots_of_two():
+    assert orders.ladder(128) == [128, 90, 64, 46, 32, 22, 16, 12, 8]
+    assert all(n % 2 == 0 for n in orders.ladder(177))
+    assert len(orders.ladder(16)) == orders.POINTS
+
+
+def test_steps_that_alternate():
+    for steps in (1, 2, 7, 8):
+        times = alternating(steps, 3.0, 0.9, 0.1)
+        sizes = -times.diff()
+        assert times[0] == 0.9
+        assert times[-1] == 0.1
+        assert sizes[::2].tolist() == pytest.approx([sizes[0].item()] * len(sizes[::2]), rel=1e-12)
+        assert sizes[1::2].tolist() == pytest.approx([sizes[0].item() / 3.0] * len(sizes[1::2]), rel=1e-12)
+
+
+def test_a_problem_between_two_times_is_the_same_problem():
+    whole = PROBLEMS["toy"]()
+    part = between(whole, 0.5, 0.2)
+    assert (part.schedule.start, part.schedule.stop) == (0.5, 0.2)
+    assert (whole.schedule.start, whole.schedule.stop) == (1.0, 1e-3)
+    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(part(x, 0.3), whole(x, 0.3))
+    assert GRIDS["linear"].times(3, part.schedule).tolist() == pytest.approx([0.5, 0.4, 0.3, 0.2])
+
+
+def test_crossing_keeps_every_combination_once():
+    forms, grids = [FORMS["ddim"], FORMS["pf"]], [GRIDS["linear"], GRIDS["edm"]]
+    chosen = {n: METHODS[n] for n in ("ttm2", "ttm2-pf", "ttm2-ideal-pf", "euler-maruyama")}
+    rows = [(name, m.form.name, m.grid.name) for name, m in crossed(chosen, forms, grids)]
+    assert [r for r in rows if r[2] == "edm"] == [
+        ("ttm2", "ddim", "edm"),
+        ("ttm2", "pf", "edm"),
+        ("ttm2-ideal-pf", "ideal-pf", "edm"),
+        ("euler-maruyama", "sde", "edm"),
+    ]
+    own = [(name, m.form.name) for name, m in crossed(chosen, None, grids[:1])]
+    assert own == [
+        ("ttm2", "ddim"),
+        ("ttm2-pf", "pf"),
+        ("ttm2-ideal-pf", "ideal-pf"),
+        ("euler-maruyama", "sde"),
+    ]
