@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from solvers.clock import Clock, Own, as_float, hermite_weights
-from solvers.interface import Equation, LinearRule, Node, Past, Scalar, Solver
+from solvers.interface import Equation, LinearRule, Node, Past, Scalar, Solver, along
 
 
 @dataclass(frozen=True)
@@ -81,5 +80,5 @@ class Adams(LinearRule):
         for n, row in zip(nodes, weights, strict=True):
             # A start may remember more derivatives than are used here, but not fewer.
             for derivative, weight in zip(n.jet[: self.p], row, strict=True):
-                y = torch.add(y, derivative, alpha=weight)
+                y = along(y, weight, derivative)
         return y, node

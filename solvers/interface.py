@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 Scalar = float | Tensor
@@ -65,6 +66,13 @@ class Node(NamedTuple):
 
 Past = tuple[Node, ...]
 """The nodes before the present one, newest first."""
+
+
+def along(y: Tensor, h: Scalar, slope: Tensor) -> Tensor:
+    """Return y + h slope, in one operation."""
+    if isinstance(h, Tensor):
+        return torch.addcmul(y, h.to(y), slope)
+    return torch.add(y, slope, alpha=h)
 
 
 class Solver(ABC):

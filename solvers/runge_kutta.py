@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from solvers.clock import Own, Variable
-from solvers.interface import Equation, Node, Past, Scalar, Solver
+from solvers.interface import Equation, Node, Past, Scalar, Solver, along
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,15 @@ class RungeKutta(Solver):
         for row in self.stages:
             c = sum(row)
             s = s1 if c == 1.0 else self.clock.between(eq, s0, s1, c)
-            slopes.append(eq.jet(y + (s - s0) * _mean(row, slopes), s)[0])
-        return y + (s1 - s0) * _mean(self.weights, slopes), Node(s0, (slopes[0],))
+            slopes.append(eq.jet(_advance(y, (s - s0) / c, row, slopes), s)[0])
+        return _advance(y, s1 - s0, self.weights, slopes), Node(s0, (slopes[0],))
 
 
-def _mean(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    total = sum(weights)
-    terms = [(w / total) * k for w, k in zip(weights, slopes, strict=True) if w]
-    mean = terms[0]
-    for term in terms[1:]:
-        mean = mean + term
-    return mean
+def _advance(y: Tensor, h: Scalar, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            y = along(y, weight * h, slope)
+    return y
 
 
 @dataclass(frozen=True)

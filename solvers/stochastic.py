@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solvers.interface import Equation, Node, Past, Scalar, Solver
+from solvers.interface import Equation, Node, Past, Scalar, Solver, along
 
 
 @dataclass(frozen=True)
@@ -21,4 +21,4 @@ class EulerMaruyama(Solver):
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Take a step along the drift and add the noise of the interval."""
         jet = eq.jet(y, s0)
-        return y + (s1 - s0) * jet[0] + eq.kick(y, s0, s1), Node(s0, jet)
+        return along(y, s1 - s0, jet[0]) + eq.kick(y, s0, s1), Node(s0, jet)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solvers.interface import Equation, LinearRule, Node, Past, Scalar
+from solvers.interface import Equation, LinearRule, Node, Past, Scalar, along
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Taylor(LinearRule):
         h = s1 - s0
         slope = jet[-1]
         for k in range(self.p - 1, 0, -1):
-            slope = jet[k - 1] + (h / (k + 1)) * slope
-        return y + h * slope, Node(s0, jet)
+            slope = along(jet[k - 1], h / (k + 1), slope)
+        return along(y, h, slope), Node(s0, jet)
 
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
         """Return the weights hᵏ/k! of the jet at s0, one row."""
