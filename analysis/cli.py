@@ -211,6 +211,9 @@ def main(
     """
     args = p.parse_args(argv)
     began = time.perf_counter()
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Two threads gain nothing on small batches, and wait for each other for long on a busy machine.
+        torch.set_num_threads(1)
     try:
         session = _session(name, args)
         try:

@@ -9,8 +9,7 @@ within some hundred steps and none of them reaches rounding; order is a local ma
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -127,8 +126,7 @@ def experiment(session: Session) -> Sequence[Path]:
         )
         for name, method in methods
     ]
-    with one_thread():
-        results = run("orders", cells, session.store, fresh=args.fresh)
+    results = run("orders", cells, session.store, fresh=args.fresh)
 
     bootstrap = Bootstrap(args.samples)
     fits = [fitted(r, bootstrap) for r in results]
@@ -148,17 +146,6 @@ def experiment(session: Session) -> Sequence[Path]:
     )
     report(table)
     return session.save(table, draw(table))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: on a few hundred states in the plane, threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def end_errors(session: Session, method: Method, x: Tensor, solution: Reference) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import time
 
 import pytest
 import torch
-from analysis.reference import reference
 from torch import Tensor
 from torchdiffeq import odeint
 
 from analysis.methods import METHODS
 from analysis.problems import latents
+from analysis.reference import reference
 from problems import DDIM, VP, Source, toy_mixture
 from problems.score import Push
 from problems.series import Series

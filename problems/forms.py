@@ -130,7 +130,7 @@ class DDIM(Flow):
 
 
 class Preconditioned(Flow):
-    """The preconditioned family (FORMULAS 2): u = (s² + γ²)^(-1/2), y = u x̄, dy/du = x̄ - (s² + γ²)/γ ε.
+    """The preconditioned family: u = (s² + γ²)^(-1/2), y = u x̄, dy/du = x̄ - (s² + γ²)/γ ε.
 
     ``std=0`` is the data form (y = x/σ, u = 1/γ, dy/du = the denoised state), the variables of
     DPM-Solver++. With the standard deviation of Gaussian data every method is exact on them; with the

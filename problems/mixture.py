@@ -2,7 +2,7 @@
 
 In the variables (x̄, γ) of the DDIM ODE the diffused distribution is again a mixture, each component's
 covariance Σₖ grown by γ²I. Its score, and by power-series arithmetic the Taylor coefficients of the score
-along any path, are closed formulas (FORMULAS: ε = γ Σ rₖ (Σₖ + γ²I)⁻¹ (x̄ - mₖ), r the responsibilities),
+along any path, are closed formulas (ε = γ Σ rₖ (Σₖ + γ²I)⁻¹ (x̄ - mₖ), r the responsibilities),
 so on these problems every error is the solver's own.
 """
 
@@ -57,28 +57,31 @@ class _PosteriorMean:
     def __init__(self, features: Tensor, log_weights: Tensor, sums: Tensor) -> None:
         self._features, self._log_weights, self._sums = features, log_weights, sums
         self._exponential = Exponential(dim=0)
-        self._mass: list[Tensor] = []
+        self._first = log_weights  # the sums at order 0, once they are known
+        self._shift = log_weights  # and minus the averages of the features there
         self._mean: list[Tensor] = []
+        self._minus_mass: list[Tensor] = []  # minus Σ e, from order 1 on
 
     def push(self, z: Tensor, q: Scalar) -> Tensor:
         """Take the next coefficients of z, shape (D, N), and of q, and return that of the mean, (D, N)."""
         j = len(self._mean)
-        natural = _extended(z, q)
+        flat = isinstance(q, float) and q == 0.0
+        natural = z if flat else _extended(z, q)
+        features = self._features[:, :-1] if flat else self._features
         if j == 0:
-            exponents = torch.addmm(self._log_weights, self._features, natural)
-            sums = self._sums @ self._exponential.push(exponents)
-            self._mass.append(sums[-1])
-            self._centre = sums[:-1] / sums[-1]
-            self._mean.append(self._centre[:-1])
+            exponents = torch.addmm(self._log_weights, features, natural)
+            self._first = sums = self._sums @ self._exponential.push(exponents)
         else:
-            common = (self._centre * natural).sum(0).neg_()
-            exponents = torch.addmm(common, self._features, natural)
+            if j == 1:
+                self._shift = self._first[:-1] / -self._first[-1]
+            common = ((self._shift[:-1] if flat else self._shift) * natural).sum(0)
+            exponents = torch.addmm(common, features, natural)
             sums = self._sums @ self._exponential.push(exponents)
-            self._mass.append(sums[-1])
-            mean = sums[:-2]
-            for i in range(j):
-                mean = torch.addcmul(mean, self._mean[i], self._mass[j - i], value=-1.0)
-            self._mean.append(mean / self._mass[0])
+            self._minus_mass.append(-sums[-1])
+        mean = sums[:-2]
+        for i in range(j):
+            mean = torch.addcmul(mean, self._mean[i], self._minus_mass[j - i - 1])
+        self._mean.append(mean / self._first[-1])
         return self._mean[j]
 
 

@@ -91,6 +91,20 @@ class Model(ABC):
     schedule: Schedule
     data_std: float
 
+    @property
+    def jet_order(self) -> int:
+        """The order of jets with which a Taylor method of high accuracy is cheapest.
+
+        Sixteen where derivatives come from series arithmetic; few where each costs a multiple of the one
+        before; 1 where they are not those of ε.
+        """
+        return 16
+
+    @property
+    def component_std(self) -> float:
+        """Standard deviation of the narrowest component of the data; of all data where there is but one."""
+        return self.data_std
+
     @abstractmethod
     def expand(self, gamma: Series) -> Push:
         """Begin a power-series expansion along the path with noise-to-signal ratio γ(h).
@@ -266,6 +280,11 @@ class Autodiff(Source):
     ) -> None:
         super().__init__(schedule, data_std)
         self._eps = eps
+
+    @property
+    def jet_order(self) -> int:
+        """4: nested differentiation multiplies the cost with each order."""
+        return 4
 
     def _expand(self, gamma: Series) -> Push:
         path: list[Tensor] = []

@@ -11,7 +11,7 @@ from problems.series import Scalar, Series, convolve, sqrt
 
 
 class Gaussian(Source):
-    """One Gaussian N(μ, s²I): ε = γ (x̄ - μ)/(s² + γ²), and the flow is known in closed form (FORMULAS 3).
+    """One Gaussian N(μ, s²I): ε = γ (x̄ - μ)/(s² + γ²), and the flow is known in closed form.
 
     With s = 0 (a single data point) DDIM is exact.
 

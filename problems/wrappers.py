@@ -20,6 +20,16 @@ class Wrapper(Model):
         self.schedule = score.schedule
         self.data_std = score.data_std
 
+    @property
+    def component_std(self) -> float:
+        """That of the wrapped model."""
+        return self.score.component_std
+
+    @property
+    def jet_order(self) -> int:
+        """1: the derivatives are not those of ε."""
+        return 1
+
     def price(self, j: int) -> Bill:
         """Return the price of the wrapped model."""
         return self.score.price(j)
@@ -91,6 +101,16 @@ class _Pair(Model):
         self.schedule = conditional.schedule
         self.data_std = conditional.data_std
 
+    @property
+    def component_std(self) -> float:
+        """The smaller one of the two models."""
+        return min(self.conditional.component_std, self.unconditional.component_std)
+
+    @property
+    def jet_order(self) -> int:
+        """1: the derivatives are not those of ε."""
+        return 1
+
     def price(self, j: int) -> Bill:
         """Return the price of both models."""
         return self.conditional.price(j) + self.unconditional.price(j)
@@ -123,6 +143,11 @@ class Guided(_Pair):
     ValueError
         If the schedules differ.
     """
+
+    @property
+    def jet_order(self) -> int:
+        """The smaller one of the two models."""
+        return min(self.conditional.jet_order, self.unconditional.jet_order)
 
     def expand(self, gamma: Series) -> Push:
         """Begin an expansion of the guided ε along its own path."""

@@ -1,10 +1,11 @@
-"""An adaptive Taylor method in which every trajectory has steps of its own: the source of references."""
+"""An adaptive Taylor method in which every trajectory takes steps of its own: the source of references."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,77 +13,125 @@ from torch import Tensor
 from solvers.interface import Equation
 
 
+class Paths(NamedTuple):
+    """Solutions at many places.
+
+    Attributes
+    ----------
+    states
+        Shape (len(places), N, *event).
+    narrowest
+        Shape (N,): the shortest step of each trajectory, in proportion to the size of the solution there.
+        Steps are short where a singularity in the complex plane is near, and there small differences grow:
+        the trajectories with the narrowest steps are those on which errors are to be expected.
+    """
+
+    states: Tensor
+    narrowest: Tensor
+
+
 @dataclass(frozen=True)
 class AdaptiveTaylor:
-    """The Taylor method of a fixed high order with a step size for each trajectory (Jorba & Zou 2005).
+    """The Taylor method of a fixed high order, with steps for each trajectory (Jorba & Zou 2005).
 
-    A step is as long as the last three terms of the series allow, as one or two of them can be small by
-    chance. Its polynomial is the solution over the whole step, so output at many times is nearly free.
+    The radius of convergence is estimated from the last three terms of the series, of which one or two can
+    be small by chance, and a step is the fraction of it at which the last term is within the tolerance. The
+    series is the solution over the whole step, so output at any number of places is nearly free.
 
     Parameters
     ----------
     order
-        Order of the series, at least 4.
+        p, the order of the series, at least 3.
     tolerance
-        Bound on the last terms of a step, relative to the size of the solution.
+        Bound on the last term of a step, relative to the size of the solution or 1, whichever is greater.
+
+    Raises
+    ------
+    ValueError
+        If the order or the tolerance is too small.
     """
 
     order: int = 16
-    tolerance: float = 1e-14
+    tolerance: float = 1e-13
+
+    def __post_init__(self) -> None:
+        if self.order < 3 or self.tolerance <= 0.0:
+            raise ValueError(f"needs order >= 3 and tolerance > 0, not {self.order} and {self.tolerance}")
 
     def solve(self, eq: Equation, y: Tensor, places: Sequence[float]) -> Tensor:
-        """Return the solution through (y, places[0]) at every one of ``places``.
+        """Return the solution through (y, places[0]) at every one of ``places``; see ``paths``."""
+        return self.paths(eq, y, places).states
+
+    def paths(self, eq: Equation, y: Tensor, places: Sequence[float]) -> Paths:
+        """Solve for every one of ``places``.
 
         Parameters
         ----------
         eq
-            The equation; deterministic.
+            The equation, without noise.
         y
-            States, shape (N, *event), float64.
+            States at places[0], shape (N, *event), float64.
         places
-            Strictly monotone values of s.
+            Strictly monotone values of s, rising or falling.
 
-        Returns
-        -------
-        Tensor of shape (len(places), N, *event).
+        Raises
+        ------
+        ValueError
+            If the places are not strictly monotone.
+        ArithmeticError
+            If the steps shrink to nothing, at a singularity or where the series is not finite.
         """
         outputs = torch.tensor(places, dtype=torch.float64, device=y.device)
-        end, ahead = outputs[-1], 1.0 if places[-1] > places[0] else -1.0
-        solution = torch.empty(len(places), *y.shape, dtype=y.dtype, device=y.device)
-        solution[0] = y
-        active = torch.arange(len(y), device=y.device)
-        s = outputs[0].expand(len(y))
-        column = (-1,) + (1,) * (y.ndim - 1)
-        while len(active):
+        ahead = 1.0 if places[-1] >= places[0] else -1.0
+        milestones = ahead * outputs
+        if not bool((milestones.diff() > 0).all()):
+            raise ValueError("places must be strictly monotone")
+        end = outputs[-1]
+        states = y.new_empty(len(places), *y.shape)
+        states[0] = y
+        narrowest = y.new_full((len(y),), math.inf, dtype=torch.float64)
+        index = torch.arange(len(y) if len(places) > 1 else 0, device=y.device)
+        s = outputs[0].expand(len(index))
+        column = (-1, *(1 for _ in y.shape[1:]))
+        while len(index):
             jet = eq.jet(y, s.reshape(column), self.order)
-            series = [y, *(d / float(math.factorial(k)) for k, d in enumerate(jet, start=1))]
-            step = torch.minimum(self._step(series), (end - s).abs())
-            following = torch.where(step < (end - s).abs(), s + ahead * step, end)
-            covered = ((outputs - s[:, None]) * ahead > 0) & ((following[:, None] - outputs) * ahead >= 0)
-            who, which = covered.nonzero(as_tuple=True)
-            solution[which, active[who]] = _evaluate(series, who, (outputs[which] - s[who]).reshape(column))
-            everyone = torch.arange(len(active), device=y.device)
-            y, s = _evaluate(series, everyone, (following - s).reshape(column)), following
-            left = s != end
-            if not bool(left.all()):
-                active, y, s = active[left], y[left], s[left]
-        return solution
+            size = _size(y).clamp(min=1.0)
+            step = self._step(jet, size)
+            if not bool((step > 1e-14 * s.abs()).all()):
+                raise ArithmeticError(f"the steps shrink to nothing at s = {s[step.argmin()].item():.6g}")
+            narrowest[index] = torch.minimum(narrowest[index], step / size)
+            finishing = step >= ahead * (end - s)
+            following = torch.where(finishing, end, s + ahead * step)
+            first = torch.searchsorted(milestones, ahead * s, right=True)
+            count = torch.searchsorted(milestones, ahead * following, right=True) - first
+            if bool(count.any()):
+                who = torch.arange(len(index), device=y.device).repeat_interleave(count)
+                which = first[who] + torch.arange(len(who), device=y.device) - (count.cumsum(0) - count)[who]
+                at = (outputs[which] - s[who]).reshape(column)
+                states[which, index[who]] = _taylor(y[who], [d[who] for d in jet], at)
+            if bool(finishing.any()):
+                going = (~finishing).nonzero()[:, 0]
+                y, jet, index = y[going], tuple(d[going] for d in jet), index[going]
+                s, following = s[going], following[going]
+            y, s = _taylor(y, jet, (following - s).reshape(column)), following
+        return Paths(states, narrowest)
 
-    def _step(self, series: list[Tensor]) -> Tensor:
-        size = _size(series[0]).clamp(min=1.0)
-        steps = [
-            (self.tolerance * size / _size(series[k]).clamp(min=1e-300)) ** (1.0 / k)
+    def _step(self, jet: tuple[Tensor, ...], size: Tensor) -> Tensor:
+        """Return the length of the next step: the least radius of convergence, times tolerance^(1/p)."""
+        radii = [
+            (size * float(math.factorial(k)) / _size(jet[k - 1])).pow(1.0 / k)
             for k in range(self.order - 2, self.order + 1)
         ]
-        return torch.stack(steps).amin(0)
+        return torch.stack(radii).amin(0) * math.pow(self.tolerance, 1.0 / self.order)
 
 
 def _size(x: Tensor) -> Tensor:
-    return x.flatten(1).abs().amax(1)
+    return torch.as_tensor(torch.linalg.vector_norm(x.flatten(1), dim=1))
 
 
-def _evaluate(series: list[Tensor], rows: Tensor, h: Tensor) -> Tensor:
-    value = series[-1][rows]
-    for c in series[-2::-1]:
-        value = torch.addcmul(c[rows], h, value)
-    return value
+def _taylor(y: Tensor, jet: Sequence[Tensor], h: Tensor) -> Tensor:
+    """Evaluate the Taylor polynomial y + h f + h²/2 f' + … by Horner's rule."""
+    slope = jet[-1]
+    for k in range(len(jet) - 1, 0, -1):
+        slope = torch.addcmul(jet[k - 1], h / (k + 1), slope)
+    return torch.addcmul(y, h, slope)

@@ -92,7 +92,7 @@ def test_paired_ratios_have_no_width_where_all_errors_are_one_multiple(gaussian)
 
 
 def test_budgets_buy_the_steps_that_the_paper_counts(gaussian):
-    """PAPER_MAP 6: steps for 10 and 15 NFE; none, AFS, denoising, both."""
+    """Steps for 10 and 15 NFE; none, AFS, denoising, both."""
     counts = {
         ("ddim", 10): (10, 11, 9, 10),
         ("ttm2", 10): (10, 11, 9, 10),
@@ -126,7 +126,7 @@ def test_a_method_that_chooses_its_steps_has_one_row_per_form(gaussian):
     assert len(rows) == 4
     assert (rows["grid"] == "own").all()
     nfe = rows["nfe"]
-    assert (nfe[(False, False)] - 2) % 6 == 0  # FORMULAS 5: two, and six for each step attempted
+    assert (nfe[(False, False)] - 2) % 6 == 0  # two, and six for each step attempted
     assert nfe[(False, True)] == nfe[(False, False)] + 1
     assert rows["ratio"].isna().all()
 
@@ -159,11 +159,11 @@ def test_exact_solutions_flip_no_mode(tmp_path, monkeypatch):
     assert fine["flips"] == 0.0
     # Wilson's interval for none of 100: z²/(n + z²).
     assert fine["flips_high"] == pytest.approx(1.959964**2 / (100 + 1.959964**2), rel=1e-6)
-    assert ddim["flips_low"] > 0.3  # FORMULAS 7: an error of .14 where modes are .14 to .36 apart
+    assert ddim["flips_low"] > 0.3  # an error of .14 where modes are .14 to .36 apart
 
 
 def test_a_form_in_which_the_flow_is_straight_leaves_no_error(tmp_path):
-    """FORMULAS 2: with s the data's standard deviation the preconditioned form is exact for Gaussian data."""
+    """With s the data's standard deviation the preconditioned form is exact for Gaussian data."""
     arguments = [
         "--problem",
         "gaussian",
@@ -232,7 +232,7 @@ def test_a_second_run_measures_nothing_and_gives_the_same_table(tmp_path, monkey
 
 
 def test_figures_known_independently(tmp_path):
-    """FORMULAS 7: mean L2 error in x̄ at t_cut, 10 NFE, on the toy."""
+    """Known from an independent implementation: mean L2 error in x̄ at t_cut, 10 NFE, on the toy."""
     known = {
         ("ddim", "linear"): 0.142,
         ("ddim", "quadratic"): 0.060,

@@ -56,7 +56,7 @@ def test_theory_meets_measurement_at_small_steps(smooth, name, t):
 
 
 def test_figures_known_independently(tmp_path):
-    """FORMULAS 7: at t = 0.5, Δt = 0.0025 on the toy, in x."""
+    """Known from an independent implementation: at t = 0.5, Δt = 0.0025 on the toy, in x."""
     known = {"ddim": 3.91e-6, "ttm2": 5.20e-8, "ttm3": 6.9e-10, "ab2": 1.29e-7}
     solvers = ["--solvers", *known]
     lte.command(["--t", "0.5", "--samples", "1000", "--points", "25", *solvers, "--out", str(tmp_path)])

@@ -59,7 +59,7 @@ def test_orders_that_theory_gives(known, name, order, grid):
 
 
 def test_constant_weights_do_not_survive_a_rough_grid(known):
-    """FORMULAS 5: constant weights are right for equal steps; exact ones keep their order on any grid."""
+    """Constant weights are right for equal steps; exact ones keep their order on any grid."""
     rough = known[known["grid"] == "rough"].set_index("solver")
     assert rough.loc["s-pndm", "slope"] == pytest.approx(1.0, abs=0.1)
     assert rough.loc["f-pndm", "slope"] == pytest.approx(1.0, abs=0.15)
@@ -118,7 +118,7 @@ def test_a_method_without_finite_errors_fails(tmp_path, monkeypatch):
 
 
 def test_errors_of_rounding_have_no_slope(tmp_path, capsys):
-    """On Gaussian data the preconditioned form is exact (FORMULAS 2), so all that is left is rounding."""
+    """On Gaussian data the preconditioned form is exact, so all that is left is rounding."""
     arguments = ["--problem", "gaussian", "--samples", "16", "--solvers", "ddim", "--grids", "linear"]
     table = run(tmp_path, *arguments, "--forms", "ddim", "preconditioned", "--strict").set_index("form")
     assert table.loc["ddim", "verdict"] == "pass"
