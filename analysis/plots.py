@@ -92,10 +92,10 @@ def save(figure: Figure, path: Path) -> list[Path]:
     path
         Path without suffix.
     """
-    written = []
-    for suffix in (".pdf", ".png"):
-        target = path.with_name(path.name + suffix)
-        written.append(atomically(target, figure.savefig))
+    with style():  # which also says how files are written: fonts that can be searched, dots per inch
+        written = [
+            atomically(path.with_name(path.name + suffix), figure.savefig) for suffix in (".pdf", ".png")
+        ]
     plt.close(figure)
     return written
 

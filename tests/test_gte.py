@@ -253,3 +253,10 @@ def test_figures_known_independently(tmp_path):
         margin = math.sqrt(2.0) * 0.5 * (row["error_high"] - row["error_low"]) + 5e-4
         assert row["error_xbar"] == pytest.approx(error, abs=margin)
     assert np.all(table["reference_error"] < 1e-10)
+
+
+def test_figures_are_written_in_the_style_of_the_paper(tmp_path):
+    run(tmp_path, "--samples", "5", "--solvers", "ddim", "--nfe", "5", "--denoise", "both")
+    assert b"/Type3" not in (tmp_path / "gte.pdf").read_bytes()  # which journals refuse
+    width = int.from_bytes((tmp_path / "gte.png").read_bytes()[16:20], "big")
+    assert width == 1350  # 6.75 inches at 200 dots each
