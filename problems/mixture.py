@@ -51,37 +51,34 @@ class _PosteriorMean:
     features, log_weights
         (m_k, -½|m_k|²) and log w_k, shapes (K, D + 1) and (K, 1).
     sums
-        What is summed over the components: m_k, -½|m_k|² and 1, shape (D + 2, K).
+        What is summed over the components: -m_k, ½|m_k|² and 1, shape (D + 2, K).
     """
 
     def __init__(self, features: Tensor, log_weights: Tensor, sums: Tensor) -> None:
         self._features, self._log_weights, self._sums = features, log_weights, sums
         self._exponential = Exponential(dim=0)
-        self._first = log_weights  # the sums at order 0, once they are known
-        self._shift = log_weights  # and minus the averages of the features there
+        self._totals: list[Tensor] = []
+        self._divisor = log_weights
         self._mean: list[Tensor] = []
-        self._minus_mass: list[Tensor] = []  # minus Σ e, from order 1 on
 
     def push(self, z: Tensor, q: Scalar) -> Tensor:
         """Take the next coefficients of z, shape (D, N), and of q, and return that of the mean, (D, N)."""
-        j = len(self._mean)
+        j, totals = len(self._mean), self._totals
         flat = isinstance(q, float) and q == 0.0
         natural = z if flat else _extended(z, q)
         features = self._features[:, :-1] if flat else self._features
         if j == 0:
-            exponents = torch.addmm(self._log_weights, features, natural)
-            self._first = sums = self._sums @ self._exponential.push(exponents)
-        else:
-            if j == 1:
-                self._shift = self._first[:-1] / -self._first[-1]
-            common = ((self._shift[:-1] if flat else self._shift) * natural).sum(0)
-            exponents = torch.addmm(common, features, natural)
-            sums = self._sums @ self._exponential.push(exponents)
-            self._minus_mass.append(-sums[-1])
-        mean = sums[:-2]
+            common = self._log_weights
+        else:  # minus the average of the exponents under the weights of order 0
+            common = (totals[0][: natural.shape[0]] * natural).sum(0) / totals[0][-1]
+        exponents = torch.addmm(common, features, natural)
+        totals.append(self._sums @ self._exponential.push(exponents))
+        mean = totals[j][:-2]
         for i in range(j):
-            mean = torch.addcmul(mean, self._mean[i], self._minus_mass[j - i - 1])
-        self._mean.append(mean / self._first[-1])
+            mean = torch.addcmul(mean, self._mean[i], totals[j - i][-1])
+        if j == 0:
+            self._divisor = -totals[0][-1]
+        self._mean.append(mean / self._divisor)
         return self._mean[j]
 
 
@@ -97,7 +94,7 @@ class _Shared:
         self.means, self.std, self.log_weights = means, std, log_weights
         half_squares = 0.5 * means.square().sum(-1, keepdim=True)
         self._features = torch.cat([means, -half_squares], -1)
-        self._sums = torch.cat([self._features, torch.ones_like(half_squares)], -1).T.contiguous()
+        self._sums = torch.cat([-self._features, torch.ones_like(half_squares)], -1).T.contiguous()
         self._column = log_weights[:, None]
 
     def _mean(self, like: Tensor) -> _PosteriorMean:
@@ -136,20 +133,18 @@ class _Shared:
         eps = [gamma[0] * rho[0]]
         mean_slope: list[Tensor] = []
         eps_slope: list[Tensor] = []
+        yield eps[0].T
         for j in range(1, len(gamma)):
-            following = _over(convolve_states(slope, eps, j - 1), j)
-            yield following.T
-            if j == len(slope):
-                return
             if j > 1:
                 rho.append(quotient(x - mean, variance, rho))
-            x = following
+            x = _over(convolve_states(slope, eps, j - 1), j)
             z.append(quotient(x, variance, z))
             mean = push(z[j], q[j])
             mean_slope.append(mean if j == 1 else j * mean)
             rate = convolve_states(drag, mean_slope, j - 1, convolve_states(pull, rho, j - 1))
             eps_slope.append(quotient(rate, variance, eps_slope))
             eps.append(_over(eps_slope[j - 1], j))
+            yield eps[j].T
 
     def follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor]:
         # With δ = s² - std² and w = 1 + δ u², z = u y/w and q = u²/w, and the flow is dy/du = m̄/w + δ z: no
@@ -296,8 +291,8 @@ class _Separate:
         turn: list[Tensor] = []  # Σ rₖ' Uₖ dₖ
         inner: list[Tensor] = []  # b
         bend: list[Tensor] = []  # Σ rₖ Uₖ bₖ
-        x = xbar
-        for j in range(len(slope)):
+        for j in range(len(gamma)):
+            x = xbar if j == 0 else _over(convolve_states(slope, eps, j - 1), j)
             posterior.push(self._rotate(x))
             terms = torch.stack([self._rotate_back(weights[i], solved[j - i]) for i in range(j + 1)])
             force.append(terms.sum(0))
@@ -311,8 +306,7 @@ class _Separate:
                 bend.append(terms.sum(0))
                 slopes = convolve_states(gamma, turn, j - 1, convolve_states(slope, bend, j - 1))
                 eps.append(_over(slopes, j))
-            x = _over(convolve_states(slope, eps, j), j + 1)
-            yield x
+            yield eps[j]
 
     def _rotate_means(self) -> Tensor:
         if self.axes is None:
@@ -444,12 +438,19 @@ class Mixture(Source):
             As in the constructor; D is the product of the event's axes.
         covariances
             Shape (K, D, D), symmetric and positive semidefinite.
+
+        Raises
+        ------
+        ValueError
+            If a covariance is not of that kind, a weight is not positive, or shapes do not fit.
         """
         flat = means.reshape(len(means), -1)
         if covariances.shape != (*flat.shape, flat.shape[-1]):
             raise ValueError(
                 f"covariances must have shape {(*flat.shape, flat.shape[-1])}, not {tuple(covariances.shape)}"
             )
+        if not torch.allclose(covariances, covariances.mT):
+            raise ValueError("a covariance matrix is not symmetric")
         variances, axes = torch.linalg.eigh(covariances)
         if variances.min() < -1e-10 * variances.max():
             raise ValueError("a covariance matrix has a negative eigenvalue")

@@ -178,7 +178,7 @@ def test_expansions_along_the_flow_agree(kind, form):
         def _follow(self, xbar, gamma):
             return super(Mixture, self)._follow(xbar, gamma)
 
-        def _expand_core(self, std, u):
+        def _follow_preconditioned(self, std, y, u):
             return None
 
     mixture.__class__ = Plain
@@ -460,6 +460,7 @@ def test_other_schedules():
         (lambda: Mixture(MEANS, 0.1, torch.tensor([0.5, 0.5, 0.0])), "weights"),
         (lambda: Mixture.full(MEANS, torch.eye(2, dtype=F64)), "covariances"),
         (lambda: Mixture.full(MEANS, -COVARIANCES), "negative eigenvalue"),
+        (lambda: Mixture.full(MEANS, COVARIANCES.tril()), "symmetric"),
         (lambda: shared().jet(torch.zeros(4, 3, dtype=F64), 0.5), "axes"),
         (lambda: shared().log_prob(torch.zeros(4, 3, dtype=F64), 0.5), "axes"),
     ],

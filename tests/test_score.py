@@ -210,6 +210,20 @@ def test_denoising_costs_one_and_is_a_ddim_step_to_no_noise():
     assert torch.allclose(value, (x - sigma * mixture(x, 0.3)) / alpha, rtol=1e-13)
 
 
+def test_prices():
+    """What the coefficients of an expansion cost: an evaluation first, then a derivative each."""
+    mixture = smooth_mixture()
+    for score, evaluation, derivative in (
+        (mixture, Bill(1), Bill(jvp=1)),
+        (autodiff(mixture, 0.4), Bill(1), Bill(jvp=1)),
+        (AnalyticFirst(mixture, 1.0), Bill(1), Bill(jvp=1)),
+        (Ideal(mixture), Bill(1), Bill()),
+        (Guided(mixture, other_mixture(), 1.0), Bill(2), Bill(jvp=2)),
+        (GuidedHeads(mixture, mixture, 1.0), Bill(2), Bill(jvp=2)),
+    ):
+        assert [score.price(j) for j in range(3)] == [evaluation, derivative, derivative]
+
+
 def test_bills_are_added_up():
     assert Bill(1, 2, 3) + Bill(4, 5, 6) == Bill(5, 7, 9)
     assert Bill(4, 5, 6) - Bill(1, 2, 3) == Bill(3, 3, 3)
