@@ -94,9 +94,11 @@ class Flow(Form):
         """Return the derivatives of y from the Taylor coefficients of x̄, which obey dx̄/ds = ε dγ/ds."""
         h = Series.variable(s, order + 1)
         gamma, scale = self.gamma(h), self.scale(h)
-        xbar, jet = [y / scale[0]], []
-        for j, coefficient in enumerate(self.score.follow(xbar[0], gamma), start=1):
-            xbar.append(coefficient)
+        slope = [(i + 1) * gamma[i + 1] for i in range(order)]
+        xbar, eps, jet = [y / scale[0]], [], []
+        for j, coefficient in zip(range(1, order + 1), self.score.follow(xbar[0], gamma), strict=False):
+            eps.append(coefficient)
+            xbar.append(torch.as_tensor(convolve(slope, eps, j - 1)) / j)
             jet.append(float(math.factorial(j)) * torch.as_tensor(convolve(scale.coefficients, xbar, j)))
         return tuple(jet)
 

@@ -65,16 +65,14 @@ def like(value: Scalar, x: Tensor) -> Scalar:
 
 
 def follow(push: Push, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
-    """Yield the Taylor coefficients of the flow whose ε is expanded by ``push``; see ``Model.follow``."""
+    """Expand ε, which is expanded along any path by ``push``, along its own flow; see ``Model.follow``."""
     slope = [(i + 1) * gamma[i + 1] for i in range(len(gamma) - 1)]
     eps: list[Tensor] = []
-    coefficient = xbar
-    for j in range(len(slope)):
-        eps.append(push(coefficient))
-        coefficient = torch.as_tensor(convolve(slope, eps, j))
+    for j in range(len(gamma)):
         if j > 0:
-            coefficient = coefficient / (j + 1)
-        yield coefficient
+            xbar = torch.as_tensor(convolve(slope, eps, j - 1))
+        eps.append(push(xbar if j < 2 else xbar / j))
+        yield eps[j]
 
 
 class Model(ABC):
@@ -132,18 +130,18 @@ class Model(ABC):
         """The bill so far."""
 
     def follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
-        """Expand the flow itself, dx̄/dh = ε dγ/dh from x̄, in a power series.
+        """Expand ε along the flow itself, dx̄/dh = ε dγ/dh.
 
         Parameters
         ----------
         xbar
             The state x/α at h = 0.
         gamma
-            Taylor coefficients of γ along the path, one more than there will be coefficients.
+            Taylor coefficients of γ along the path.
 
         Yields
         ------
-        The Taylor coefficients x̄₁, x̄₂, … of the solution.
+        The Taylor coefficients of ε, as many as there are of γ.
         """
         return follow(self.expand(gamma), xbar, gamma)
 
@@ -174,8 +172,8 @@ class Model(ABC):
         """Return (ε, dε/dγ, …), ``order`` entries, along dx̄/dγ = ε through (x̄, γ) (Eq. 6)."""
         if order == 1:
             return (self.expand(Series([gamma]))(xbar),)
-        path = self.follow(xbar, Series.variable(gamma, order + 1))
-        return tuple(c if j == 0 else float(math.factorial(j + 1)) * c for j, c in enumerate(path))
+        eps = self.follow(xbar, Series.variable(gamma, order))
+        return tuple(c if j < 2 else float(math.factorial(j)) * c for j, c in enumerate(eps))
 
     def jet(self, x: Tensor, t: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return ε and its total derivatives in γ along the flow (Eqs. 6 and 10).
@@ -235,7 +233,7 @@ class Source(Model):
         return billed
 
     def follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
-        """Expand the flow itself; see ``Model.follow``."""
+        """Expand ε along the flow itself; see ``Model.follow``."""
         return self._billed(self._follow(xbar, gamma))
 
     def follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor] | None:

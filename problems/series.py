@@ -90,17 +90,17 @@ class Series:
 def convolve(a: Sequence[Scalar], b: Sequence[Scalar], j: int) -> Scalar:
     """Return coefficient j of a product, Σ aᵢ b_{j-i}; exact zeros and ones are free."""
     total: Scalar = 0.0
-    for i in range(j + 1):
-        x, y = a[i], b[j - i]
-        if _is(x, 0.0) or _is(y, 0.0):
+    for x, y in zip(a, b[j::-1] if j >= 0 else (), strict=False):
+        if isinstance(y, float):
+            x, y = y, x
+        if not isinstance(x, float):
+            term: Scalar = x * y
+        elif x == 0.0 or (isinstance(y, float) and y == 0.0):
             continue
-        term = y if _is(x, 1.0) else x if _is(y, 1.0) else x * y
-        total = term if _is(total, 0.0) else total + term
+        else:
+            term = y if x == 1.0 else x * y
+        total = term if isinstance(total, float) and total == 0.0 else total + term
     return total
-
-
-def _is(x: Scalar, value: float) -> bool:
-    return isinstance(x, float) and x == value
 
 
 def _primitive(constant: Scalar, inner: Series, slope: Callable[[list[Scalar], int], Scalar]) -> Series:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,11 @@ class Gaussian(Source):
         self.std = std
 
     @property
+    def component_std(self) -> float:
+        """Half of s: in the form for s itself the flow is a straight line, all its series rounding errors."""
+        return 0.5 * self.std
+
+    @property
     def event_shape(self) -> torch.Size:
         """Shape of one sample."""
         return self.mean.shape
@@ -44,6 +51,24 @@ class Gaussian(Source):
             return torch.as_tensor(convolve(gain.coefficients, path, len(path) - 1))
 
         return push
+
+    def _follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
+        # x̄ = μ + c √(s² + γ²), so ε = c γ/√(s² + γ²) and dε/dγ = c s² (s² + γ²)^(-3/2).
+        variance = self.std**2 + gamma * gamma
+        root = sqrt(variance)
+        slope = self.std**2 / (variance * root)
+        c = (xbar - self.mean.to(xbar)) / root[0]
+        yield c * (gamma[0] / root[0])
+        rate = [(i + 1) * gamma[i + 1] for i in range(len(gamma) - 1)]
+        for j in range(1, len(gamma)):
+            yield c * (convolve(rate, slope.coefficients, j - 1) / j)
+
+    def _follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor]:
+        # y = u μ + c √(1 + (s² - std²) u²): a straight line at std = s.
+        growth = sqrt(1.0 + (self.std**2 - std**2) * (u * u))
+        mean = self.mean.to(y)
+        c = (y - u[0] * mean) / growth[0]
+        return (u[j] * mean + growth[j] * c for j in range(1, len(u)))
 
     def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` exact samples of p_t, shape (n, *event); t = None is the data distribution."""

@@ -1,0 +1,82 @@
+"""The reference: exact where the solution is known, confirmed by another method where it is not."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from analysis.problems import latents
+from analysis.reference import reference
+from problems import Gaussian, Guided, Preconditioned, smooth_mixture, toy_mixture
+from solvers.adaptive_taylor import AdaptiveTaylor
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize("times", [(1.0, 0.5, 0.1, 1e-3), (1e-3, 0.2, 1.0)], ids=["sampling", "encoding"])
+def test_closed_form_in_both_directions(times):
+    problem = Gaussian(torch.tensor([0.3, -0.2], dtype=F64), 0.5)
+    x = problem.sample(50, times[0], torch.Generator().manual_seed(0))
+    solution = reference(problem, x, times)
+    for t, state in zip(times, solution.x, strict=True):
+        # What the reference promises of its states.
+        assert (state - problem.solution(x, times[0], t)).norm(dim=1).max() < 1e-10
+    assert solution.error < 1e-9
+
+
+def test_dop853_confirms_it_trajectory_by_trajectory():
+    """SciPy's method of order eight, one trajectory at a time, on those with the narrowest steps too."""
+    problem = toy_mixture()
+    x = latents(problem, 1000, 7)
+    eq = Preconditioned(problem, problem.component_std)
+    ends = [eq.s(1.0), eq.s(1e-3)]
+    paths = AdaptiveTaylor(16, 1e-12).paths(eq, eq.enter(x, 1.0), ends)
+    chosen = torch.cat([paths.narrowest.argsort()[:5], torch.arange(5)])
+    states = reference(problem, x, (1.0, 1e-3)).x[-1][chosen]
+
+    def f(s, y):
+        return eq.jet(torch.from_numpy(y)[None], float(s))[0][0].numpy()
+
+    for row, begin in zip(states, eq.enter(x, 1.0)[chosen], strict=True):
+        y = solve_ivp(f, ends, begin.numpy(), method="DOP853", rtol=1e-13, atol=1e-13).y[:, -1]
+        end = eq.leave(torch.from_numpy(np.ascontiguousarray(y)), 1e-3)
+        # Errors of 1e-13 a step, magnified up to a thousandfold along the border between two modes.
+        assert (row - end).norm() < 2e-10
+
+
+def test_the_stated_error_is_honest():
+    problem = toy_mixture()
+    x = latents(problem, 400, 8)
+    solution = reference(problem, x, (1.0, 1e-3))
+    eq = Preconditioned(problem, problem.component_std)
+    y = AdaptiveTaylor(24, 1e-15).solve(eq, eq.enter(x, 1.0), [eq.s(1.0), eq.s(1e-3)])[-1]
+    true = (solution.x[-1] - eq.leave(y, 1e-3)).norm(dim=1).max() / problem.schedule.alpha(1e-3)
+    assert true < 1e-10
+    assert true < 10 * solution.error + 1e-11
+    assert solution.error < 1e-9
+
+
+def test_many_times_are_the_same_solution_as_few():
+    problem = smooth_mixture()
+    x = latents(problem, 20, 1)
+    times = torch.linspace(1.0, 0.01, 40, dtype=F64).tolist()
+    dense, sparse = reference(problem, x, times), reference(problem, x, (times[0], times[7], times[-1]))
+    assert torch.allclose(dense.x[7], sparse.x[1], rtol=0, atol=1e-11)
+    assert torch.allclose(dense.x[-1], sparse.x[-1], rtol=0, atol=1e-11)
+    onward = reference(problem, dense.x[7], times[7:])
+    assert torch.allclose(dense.x[-1], onward.x[-1], rtol=0, atol=1e-10)
+
+
+def test_any_model_has_a_reference():
+    """There and back along a guided flow."""
+    guided = Guided(smooth_mixture(), toy_mixture(), 0.5)
+    x = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    there = reference(guided, x, (0.8, 0.3)).x[-1]
+    back = reference(guided, there, (0.3, 0.8)).x[-1]
+    assert torch.allclose(back, x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("times", [(1.0, 0.5, 0.7), (1.0, 0.5, 0.5), (0.1, 0.4, 0.2)])
+def test_times_must_be_monotone(times):
+    with pytest.raises(ValueError, match="rise or fall strictly"):
+        reference(smooth_mixture(), torch.zeros(1, 2, dtype=F64), times)
