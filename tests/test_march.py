@@ -158,6 +158,15 @@ def test_float32_stays_float32(solver, form):
 
 
 @every_form
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s != RK45()], ids=repr)
+def test_states_of_another_device_stay_there(form, solver):
+    """On the meta device, which refuses to mix with others and to be read: no step waits for a result."""
+    x = torch.empty(5, 2, device="meta")
+    for state in march(form(smooth_mixture()), solver, grids.power(5), x):
+        assert (state.x.device.type, state.x.dtype) == ("meta", torch.float32)
+
+
+@every_form
 @pytest.mark.parametrize("solver", [Taylor(8), Adams(2, 4, start=Taylor(8)), RK4()], ids=repr)
 def test_encoding_is_the_march_back(form, solver):
     """x at t_cut → 1 → t_cut: each way errs by some c h^p, h = 9.6/400 in log γ."""

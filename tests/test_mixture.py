@@ -427,6 +427,18 @@ def test_float32_on_the_toy(t):
     assert float((eps - exact).norm(dim=-1).median()) <= 1e-5 * float(exact.norm(dim=-1).mean())
 
 
+@every_kind
+@pytest.mark.parametrize(
+    "t", [0.5, torch.full((4,), 0.5, device="meta", dtype=F64)], ids=["float", "per state"]
+)
+def test_states_of_another_device_stay_there(kind, t):
+    """On the meta device, which refuses to mix with others and to be read."""
+    mixture = KINDS[kind][0]()
+    x = torch.empty(4, 2, dtype=torch.float32, device="meta")
+    for value in (*mixture.jet(x, t), *mixture.jet(x, t, 5), mixture.log_prob(x, t)):
+        assert (value.device.type, value.dtype, len(value)) == ("meta", torch.float32, 4)
+
+
 def test_to_changes_the_dtype_of_the_arrays():
     for make, _ in KINDS.values():
         lowered = make().to(torch.zeros((), dtype=torch.float32))
