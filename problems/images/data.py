@@ -1,0 +1,345 @@
+"""Image data sets by path, read whole or refused with one sentence; nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from problems.makers import digits
+
+Pixels = npt.NDArray[np.uint8]
+Labels = dict[str, int]
+
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+GREY, COLOUR = {"1", "L", "LA"}, {"P", "RGB", "RGBA", "CMYK", "YCbCr"}
+CIFAR_TRAIN = tuple(f"data_batch_{k}" for k in range(1, 6))
+CIFAR_CLASSES = 10
+
+
+class DataError(ValueError):
+    """A file is missing, of another kind, damaged or inconsistent; the message names it and says how."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A data set of images held in memory as grey levels.
+
+    Attributes
+    ----------
+    pixels
+        (N, C, H, W), uint8: grey levels from 0 to ``white``.
+    labels
+        (N,), int64, from 0 to ``classes`` - 1; None where the images have no labels.
+    classes
+        Number of classes, 0 without labels.
+    name
+        What the data were loaded from, without its folder.
+    white
+        The level that stands for 1; level 0 stands for -1.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    classes: int
+    name: str
+    white: int = 255
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape (C, H, W) of one image."""
+        return self.pixels.shape[1:]
+
+    def batch(self, index: Tensor) -> Tensor:
+        """Return the images at ``index`` in [-1, 1], float32, on the device of the pixels."""
+        return self.pixels[index].float() / (0.5 * self.white) - 1.0
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of everything a model can learn from: shape, white, pixels and labels."""
+        header = [list(self.pixels.shape), self.white, self.labels is not None]
+        digest = hashlib.sha256(json.dumps(header).encode())
+        digest.update(self.pixels.cpu().numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.cpu().numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def load(source: str | Path, resolution: int | None = None) -> Images:
+    """Read a data set.
+
+    Parameters
+    ----------
+    source
+        One of the following; the contents decide, not the suffix.
+
+        - ``"digits"``: scikit-learn's 1,797 digits, (1, 8, 8) in 17 grey levels, no file needed (a folder
+          of that name is ``"./digits"``).
+        - A zip file of PNG and JPEG images, the format of EDM's and GENIE's dataset tool. Labels come from
+          ``dataset.json`` at its root, ``{"labels": [["00000/img00000000.png", 6], ...]}``, one for every
+          image; ``null`` or no such file means no labels.
+        - A folder of PNG and JPEG images, nested at will. Labels come from its ``dataset.json``; without
+          one, from the sorted names of its subfolders if no image lies outside of them.
+        - The official ``cifar-10-python.tar.gz``: its 50,000 training images, in the file's order. The
+          path may go on to a single batch: ``cifar-10-python.tar.gz/test_batch``.
+
+        Images in zip files and folders are sorted by name; hidden files and files with other suffixes than
+        .png, .jpg and .jpeg are passed over. Transparency is dropped.
+    resolution
+        Side in pixels of the square images wanted, a divisor of the size found: each pixel becomes the
+        mean of a block, rounded to a whole grey level. None keeps the size.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read entirely: there are no partial results.
+    """
+    if source == "digits":
+        images, labels = digits()
+        levels = ((images + 1.0) * 8.0).round().to(torch.uint8).numpy()
+        pixels = torch.from_numpy(_shrink("digits", levels, resolution))
+        return Images(pixels, labels, classes=10, name="digits", white=16)
+    path = Path(source)
+    if path.is_dir():
+        return _read_folder(path, resolution)
+    if path.parent.is_file():
+        return _read_cifar(path.parent, [path.name], resolution, f"{path.parent.name}/{path.name}")
+    with _reading(str(path)), path.open("rb") as file:
+        magic = file.read(2)
+    if magic == b"PK":
+        return _read_zip(path, resolution)
+    if magic == b"\x1f\x8b":
+        return _read_cifar(path, CIFAR_TRAIN, resolution, path.name)
+    raise DataError(f"{path} is neither a folder or zip file of images nor cifar-10-python.tar.gz")
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turn whatever a decoder raises, which on damaged bytes can be anything, into one sentence."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or "it is damaged, truncated or of another kind"
+        raise DataError(f"{what} cannot be read: {reason}") from error
+
+
+def _shrink(what: str, pixels: Pixels, resolution: int | None) -> Pixels:
+    """Average (..., H, W) over blocks to (..., resolution, resolution)."""
+    *lead, height, width = pixels.shape
+    if resolution is None or (height, width) == (resolution, resolution):
+        return pixels
+    if resolution < 1 or height != width or height % resolution:
+        raise DataError(
+            f"{what} is {height} x {width}, which blocks do not divide into {resolution} x {resolution}"
+        )
+    block = height // resolution
+    blocks = pixels.reshape(*lead, resolution, block, resolution, block)
+    means: npt.NDArray[np.float32] = blocks.mean(axis=(-3, -1), dtype=np.float32)
+    return np.rint(means).astype(np.uint8)
+
+
+def _read_zip(path: Path, resolution: int | None) -> Images:
+    with _reading(str(path)), zipfile.ZipFile(path) as archive:
+        return _read_members(path, archive.namelist(), archive.read, _no_labels, resolution)
+
+
+def _read_folder(path: Path, resolution: int | None) -> Images:
+    with _reading(str(path)):
+        names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    return _read_members(path, names, lambda name: (path / name).read_bytes(), _subfolders, resolution)
+
+
+def _no_labels(names: Sequence[str]) -> Labels | None:
+    return None
+
+
+def _subfolders(names: Sequence[str]) -> Labels | None:
+    """Return the number of each image's first-level subfolder, if all images are in subfolders."""
+    if not all("/" in name for name in names):
+        return None
+    first = {name: name.split("/")[0] for name in names}
+    order = {folder: k for k, folder in enumerate(sorted(set(first.values())))}
+    return {name: order[folder] for name, folder in first.items()}
+
+
+def _read_members(
+    path: Path,
+    members: Iterable[str],
+    read: Callable[[str], bytes],
+    unlisted: Callable[[Sequence[str]], Labels | None],
+    resolution: int | None,
+) -> Images:
+    """Read the images among ``members``; ``unlisted`` gives the labels where dataset.json is not there."""
+    members = set(members)
+    names = sorted(name for name in members if _is_image(PurePosixPath(name)))
+    if not names:
+        raise DataError(f"{path} holds no PNG or JPEG images")
+    listed = "dataset.json" in members
+    labels = _listed_labels(f"{path}: dataset.json", read, names) if listed else unlisted(names)
+    pixels = torch.from_numpy(_decode_all(path, names, read, resolution))
+    name = path.resolve().name
+    if labels is None:
+        return Images(pixels, None, classes=0, name=name)
+    values = torch.tensor([labels[image] for image in names], dtype=torch.int64)
+    return Images(pixels, values, classes=int(values.max()) + 1, name=name)
+
+
+def _is_image(name: PurePosixPath) -> bool:
+    return name.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in name.parts)
+
+
+def _listed_labels(what: str, read: Callable[[str], bytes], names: Sequence[str]) -> Labels | None:
+    """Read dataset.json, which must label the images ``names``, all of them and no others."""
+    with _reading(what):
+        content = json.loads(read("dataset.json"))
+    if not isinstance(content, dict) or "labels" not in content:
+        raise DataError(f'{what} is not of the form {{"labels": ...}}')
+    if content["labels"] is None:
+        return None
+    if not isinstance(content["labels"], list):
+        raise DataError(f"{what} must hold a list of labels, or null")
+    labels: Labels = {}
+    wanted = set(names)
+    for entry in content["labels"]:
+        match entry:
+            case [str(name), int(label)] if not isinstance(label, bool) and 0 <= label < 2**31:
+                if name in labels:
+                    raise DataError(f"{what} labels {name!r} twice")
+                if name not in wanted:
+                    raise DataError(f"{what} names {name!r}, which is not among the images")
+                labels[name] = label
+            case _:
+                shown = json.dumps(entry)[:80]
+                raise DataError(f'{what} must hold pairs ["image name", class number], not {shown}')
+    for name in names:
+        if name not in labels:
+            raise DataError(f"{what} has no label for {name!r}")
+    return labels
+
+
+def _decode_all(
+    path: Path, names: Sequence[str], read: Callable[[str], bytes], resolution: int | None
+) -> Pixels:
+    """Decode images of one size to (N, C, H, W)."""
+    decoded: list[Pixels] = []
+    shape: tuple[int, ...] | None = None
+    for name in names:
+        image = _decode(f"{path}: {name}", name, read)
+        shape = shape or image.shape
+        if image.shape != shape:
+            raise DataError(
+                f"{path}: {name} is {_times(image.shape)} where {names[0]} is {_times(shape)}, "
+                "and all images must be of one size (channels x height x width)"
+            )
+        decoded.append(_shrink(f"{path}: {name}", image, resolution))
+    return np.stack(decoded)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _decode(what: str, name: str, read: Callable[[str], bytes]) -> Pixels:
+    """Decode a PNG or JPEG image to (1, H, W) if it is grey, to (3, H, W) if not."""
+    with _reading(what), Image.open(io.BytesIO(read(name)), formats=("PNG", "JPEG")) as image:
+        if image.mode not in GREY | COLOUR:
+            raise DataError(f"{what} has pixels of mode {image.mode}; save it with 8 bits per channel")
+        image.load()
+        image.info.pop("transparency", None)
+        if image.mode in GREY:
+            return np.asarray(image.convert("L"))[None]
+        return np.ascontiguousarray(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+
+
+class _Record:
+    """Stands for any object in a pickle: keeps its arguments and its state, and does nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads numbers, strings and arrays of a pickle; what it names is not imported, arrays are records."""
+
+    ARRAYS = frozenset(
+        [
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        ]
+    )
+
+    def __init__(self, content: bytes, what: str) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.what = what
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if (module, name) in self.ARRAYS:
+            return _Record
+        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes the bytes of Python 3
+            return lambda text, encoding: str.encode(text, "latin-1")
+        raise DataError(f"{self.what} asks for {module}.{name}, which image data do not need, and is refused")
+
+
+def _read_cifar(path: Path, batches: Sequence[str], resolution: int | None, name: str) -> Images:
+    """Read the named batches of CIFAR-10's Python version, wherever in the archive they are."""
+    content: dict[str, bytes] = {}
+    with _reading(str(path)), gzip.open(path) as stream:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.isfile() else None
+                if file and (key := PurePosixPath(member.name).name) in batches:
+                    content[key] = file.read()
+        while stream.read(1 << 20):  # the checksum comes last
+            pass
+    for batch in batches:
+        if batch not in content:
+            raise DataError(f"{path} has no {batch}; the Python version of CIFAR-10 is wanted")
+    pairs = [_read_batch(f"{path}: {batch}", content.pop(batch), resolution) for batch in batches]
+    pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in pairs]))
+    labels = torch.tensor([label for _, labels in pairs for label in labels], dtype=torch.int64)
+    if not len(pixels):
+        raise DataError(f"{path} holds no images")
+    return Images(pixels, labels, CIFAR_CLASSES, name)
+
+
+def _read_batch(what: str, content: bytes, resolution: int | None) -> tuple[Pixels, list[int]]:
+    """Read one pickled batch: ``data``, an array (n, 3072) of bytes, and ``labels``, a list."""
+    with _reading(what):
+        batch = _Unpickler(content, what).load()
+        _, shape, dtype, fortran, raw = batch[b"data"].state
+        if dtype.arguments[0] not in ("u1", b"u1"):
+            raise DataError(f"{what} holds other numbers than bytes")
+        rows = np.frombuffer(raw, dtype=np.uint8).reshape(shape, order="F" if fortran else "C")
+        labels = batch[b"labels"]
+        if rows.ndim != 2 or rows.shape[1] != 3 * 32 * 32 or len(labels) != len(rows):
+            raise DataError(f"{what} holds no labelled images of 3 x 32 x 32 bytes")
+        if not all(type(label) is int and 0 <= label < CIFAR_CLASSES for label in labels):
+            raise DataError(f"{what} holds labels other than 0 to {CIFAR_CLASSES - 1}")
+        return _shrink(what, rows.reshape(-1, 3, 32, 32), resolution), list(labels)
