@@ -137,8 +137,10 @@ def _reading(what: str) -> Iterator[None]:
     """Turn whatever a decoder raises, which on damaged bytes can be anything, into one sentence."""
     try:
         yield
-    except (DataError, MemoryError):
+    except DataError:
         raise
+    except MemoryError as error:  # a damaged length can ask for any amount
+        raise DataError(f"{what} cannot be read: it asks for more memory than there is") from error
     except Exception as error:
         reason = getattr(error, "strerror", None) or "it is damaged, truncated or of another kind"
         raise DataError(f"{what} cannot be read: {reason}") from error
@@ -304,7 +306,8 @@ class _Unpickler(pickle.Unpickler):
             return _Record
         if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes the bytes of Python 3
             return lambda text, encoding: str.encode(text, "latin-1")
-        raise DataError(f"{self.what} asks for {module}.{name}, which image data do not need, and is refused")
+        wanted = f"{module}.{name}"
+        raise DataError(f"{self.what} asks for {wanted!r}, which image data do not need, and is refused")
 
 
 def _read_cifar(path: Path, batches: Sequence[str], resolution: int | None, name: str) -> Images:
