@@ -8,13 +8,12 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -22,44 +21,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.files import atomically
 from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
 from analysis.problems import PROBLEMS, Problem, latents
 from analysis.reference import reference
 from analysis.study import Store, package_version
+from problems.console import Parser, UsageError, attempt, device, positive
+from problems.files import atomically
 from solvers.adaptive_taylor import AdaptiveTaylor
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the sentence and leave."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Show defaults as one would type them, and none for switches."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text, default = action.help or "", action.default
-        if isinstance(default, list):
-            default = " ".join(map(str, default))
-        silent = default is None or default is False or default == argparse.SUPPRESS
-        return text if silent else f"{text} (default: {default})"
-
-
 def parser(name: str, description: str, examples: str) -> Parser:
     """Return a parser with the arguments that all experiments share."""
-    p = Parser(
-        prog=f"python -m analysis.{name}",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-    )
+    p = Parser(f"analysis.{name}", description, examples)
     group = p.add_argument_group("common arguments")
     group.add_argument("--problem", default="toy", help=f"what to solve: {', '.join(PROBLEMS)}")
     group.add_argument("--samples", type=positive, default=1000, help="number of trajectories")
@@ -71,14 +46,6 @@ def parser(name: str, description: str, examples: str) -> Parser:
     )
     group.add_argument("--fresh", action="store_true", help="measure anew what the store already holds")
     return p
-
-
-def positive(text: str) -> int:
-    """Read a positive whole number."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
-    return value
 
 
 def add_solvers(p: Parser, default: Sequence[str]) -> None:
@@ -105,10 +72,6 @@ def add_factors(p: Parser, forms: Sequence[str] | None, grids: Sequence[str]) ->
     p.add_argument(
         "--grids", nargs="+", default=list(grids), metavar="NAME", help=f"grids: {', '.join(GRIDS)}"
     )
-
-
-class UsageError(ValueError):
-    """A mistake of the caller, told in one sentence that says what to type."""
 
 
 V = TypeVar("V")
@@ -210,40 +173,25 @@ def main(
     The exit code: 0, 2 for a mistake in the arguments, 1 for a failure, 130 when interrupted.
     """
     args = p.parse_args(argv)
-    began = time.perf_counter()
-    if "OMP_NUM_THREADS" not in os.environ:
-        # Two threads gain nothing on small batches, and wait for each other for long on a busy machine.
-        torch.set_num_threads(1)
-    try:
+
+    def action() -> None:
+        began = time.perf_counter()
         session = _session(name, args)
         try:
             files = experiment(session)
         finally:
             session.store.close()
-    except UsageError as error:
-        p.error(str(error))
-    except OSError as error:
-        print(f"{p.prog}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{p.prog}: interrupted; what was measured is kept, the same command resumes", file=sys.stderr)
-        return 130
-    manifest = session.path(".json")
-    text = json.dumps(_manifest(p.prog, args, time.perf_counter() - began), indent=2) + "\n"
-    atomically(manifest, lambda file: file.write_text(text, encoding="utf-8"))
-    print("\nwritten: " + ", ".join(str(f) for f in (*files, manifest)))
-    return 0
+        manifest = session.path(".json")
+        text = json.dumps(_manifest(p.prog, args, time.perf_counter() - began), indent=2) + "\n"
+        atomically(manifest, lambda file: file.write_text(text, encoding="utf-8"))
+        print("\nwritten: " + ", ".join(str(f) for f in (*files, manifest)))
+
+    return attempt(p, action, "what was measured is kept, the same command resumes")
 
 
 def _session(name: str, args: argparse.Namespace) -> Session:
     problem = named("problem", PROBLEMS, args.problem)()
-    try:
-        device = torch.device(args.device)
-    except RuntimeError:
-        raise UsageError(f"unknown device {args.device!r}; type --device cpu or --device cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("this machine has no usable CUDA device; type --device cpu")
-    working = problem.to(torch.empty(0, dtype=DTYPES[args.dtype], device=device))
+    working = problem.to(torch.empty(0, dtype=DTYPES[args.dtype], device=device(args.device)))
     return Session(name, args, problem, working, Store(args.out / "store.sqlite"))
 
 

@@ -21,10 +21,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.cli import Parser, Session, UsageError, main, parser, positive
+from analysis.cli import Session, main, parser
 from analysis.reference import Reference, reference
 from analysis.statistics import Bootstrap, medians, slope
 from analysis.study import Cell, frame, run
+from problems.console import Parser, UsageError, positive
 
 
 def arguments() -> Parser:

@@ -22,21 +22,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.cli import (
-    Parser,
-    Session,
-    UsageError,
-    add_factors,
-    add_solvers,
-    main,
-    parser,
-    positive,
-)
+from analysis.cli import Session, add_factors, add_solvers, main, parser
 from analysis.methods import Grid, Method
 from analysis.reference import reference
 from analysis.statistics import Bootstrap, Interval, medians, share
 from analysis.study import Cell, run
 from problems import Mixture, denoise
+from problems.console import Parser, UsageError, positive
 from solvers.adaptive import Adaptive
 
 DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "tab-deis2", "adams22", "rk45")

@@ -21,12 +21,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.cli import Parser, Session, UsageError, add_solvers, main, parser, positive
+from analysis.cli import Session, add_solvers, main, parser
 from analysis.methods import Method
 from analysis.reference import Reference, reference
 from analysis.statistics import Bootstrap, Slope, medians, slope
 from analysis.study import Cell, frame, run
 from problems import Form
+from problems.console import Parser, UsageError, positive
 from solvers import LinearRule, Node
 from solvers.adaptive import Adaptive
 

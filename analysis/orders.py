@@ -22,21 +22,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.cli import (
-    Parser,
-    Session,
-    UsageError,
-    add_factors,
-    add_solvers,
-    main,
-    parser,
-    positive,
-)
+from analysis.cli import Session, add_factors, add_solvers, main, parser
 from analysis.methods import FLOWS, METHODS, Method
 from analysis.problems import between
 from analysis.reference import Reference, reference
 from analysis.statistics import Bootstrap, Slope, slope
 from analysis.study import Cell, Result, frame, run
+from problems.console import Parser, UsageError, positive
 from solvers.adaptive import Adaptive
 
 TOLERANCE = 0.25

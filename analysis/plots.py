@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.files import atomically
+from problems.files import atomically
 
 WIDTH = 6.75
 """Width of a page of text, in inches; a column is 3.25."""

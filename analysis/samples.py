@@ -19,12 +19,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.cli import Parser, Session, UsageError, add_solvers, main, parser, positive
+from analysis.cli import Session, add_solvers, main, parser
 from analysis.methods import Method
 from analysis.reference import reference
 from analysis.statistics import share
 from analysis.study import Cell, Result, frame, run
 from problems import Mixture
+from problems.console import Parser, UsageError, positive
 
 REGION = 0.99
 """Mass of the highest-density region."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from tabulate import tabulate
 
-from analysis.files import atomically
+from problems.files import atomically
 
 
 def interval(value: float, low: float, high: float, digits: int = 2) -> str:

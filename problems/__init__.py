@@ -1,7 +1,7 @@
 """What is solved: noise schedules, score models with exact derivatives, and the forms of their flow."""
 
 from problems.forms import DDIM, Flow, Form, Preconditioned, ProbabilityFlow, ReverseSDE
-from problems.makers import digits, digits_mixture, smooth_mixture, toy_mixture
+from problems.makers import digits, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
 from problems.mixture import Mixture
 from problems.schedule import EDM, VE, VP, CosineVP, Schedule
 from problems.score import Autodiff, Bill, Model, Source, denoise
@@ -34,6 +34,7 @@ __all__ = [
     "Source",
     "denoise",
     "digits",
+    "digits_gaussians",
     "digits_mixture",
     "smooth_mixture",
     "toy_mixture",

@@ -47,3 +47,21 @@ def smooth_mixture(schedule: Schedule | None = None) -> Mixture:
     means = torch.tensor([[0.8, 0.1], [-0.5, 0.6], [-0.2, -0.7]], dtype=torch.float64)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     return Mixture(means, 0.4, weights, schedule)
+
+
+def digits_gaussians(schedule: Schedule | None = None, std: float = 0.05) -> Mixture:
+    """Return one Gaussian per class of the digits, with the class's own covariance, float64.
+
+    A distribution of images that a small network can learn: ten components with the shares, means and
+    covariances of the digits' classes, each covariance widened by ``std``² in every direction.
+    """
+    images, labels = digits()
+    flat = images.flatten(1)
+    classes = [flat[labels == k] for k in range(10)]
+    eye = std**2 * torch.eye(flat.shape[1], dtype=flat.dtype)
+    return Mixture.full(
+        torch.stack([c.mean(0) for c in classes]).reshape(-1, *images.shape[1:]),
+        torch.stack([torch.cov(c.T, correction=0) + eye for c in classes]),
+        torch.tensor([len(c) / len(flat) for c in classes], dtype=flat.dtype),
+        schedule,
+    )

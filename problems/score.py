@@ -48,6 +48,26 @@ class Bill:
     def __sub__(self, other: Bill) -> Bill:
         return Bill(self.nfe - other.nfe, self.jvp - other.jvp, self.head - other.head)
 
+    def cost(self, tariff: Tariff) -> float:
+        """Return the sum, in evaluations of the score network."""
+        return self.nfe + tariff.jvp * self.jvp + tariff.head * self.head
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """What derivatives cost, in evaluations of the score network; nothing, by default.
+
+    Attributes
+    ----------
+    jvp
+        Cost of a derivative of ε along a path.
+    head
+        Cost of a call of a distilled head: the overhead of App. C.2.5.
+    """
+
+    jvp: float = 0.0
+    head: float = 0.0
+
 
 _EVALUATION, _DERIVATIVE = Bill(nfe=1), Bill(jvp=1)
 
@@ -97,6 +117,17 @@ class Model(ABC):
         before; 1 where they are not those of ε.
         """
         return 16
+
+    @property
+    def distilled(self) -> Model:
+        """The same score, with its first derivative by a distilled head.
+
+        Raises
+        ------
+        ValueError
+            If it has none.
+        """
+        raise ValueError(f"{type(self).__name__} has no distilled head")
 
     @property
     def component_std(self) -> float:
@@ -227,7 +258,7 @@ class Source(Model):
         index = itertools.count()
 
         def billed(coefficient: Tensor) -> Tensor:
-            self._spent += self.price(next(index))
+            self.charge(self.price(next(index)))
             return push(coefficient)
 
         return billed
@@ -243,8 +274,12 @@ class Source(Model):
 
     def _billed(self, path: Iterator[Tensor]) -> Iterator[Tensor]:
         for j, coefficient in enumerate(path):
-            self._spent += self.price(j)
+            self.charge(self.price(j))
             yield coefficient
+
+    def charge(self, bill: Bill) -> None:
+        """Add to the bill."""
+        self._spent += bill
 
     def price(self, j: int) -> Bill:
         """One score evaluation first, then one Jacobian-vector product for each derivative."""

@@ -56,8 +56,14 @@ class AnalyticFirst(Wrapper):
 
     def __init__(self, score: Model, t: float) -> None:
         super().__init__(score)
+        self._t = t
         self._gamma = score.schedule.gamma(t)
         self._gain = score.schedule.alpha(t) / score.schedule.prior_std
+
+    @property
+    def distilled(self) -> AnalyticFirst:
+        """The same, around the wrapped model with its head."""
+        return AnalyticFirst(self.score.distilled, self._t)
 
     def expand(self, gamma: Series) -> Push:
         """Begin an expansion; free at the first time, the wrapped model's elsewhere."""
@@ -100,6 +106,11 @@ class _Pair(Model):
         self.conditional, self.unconditional, self.w = conditional, unconditional, w
         self.schedule = conditional.schedule
         self.data_std = conditional.data_std
+
+    @property
+    def distilled(self) -> GuidedHeads:
+        """The two models with their heads, combined as the paper does."""
+        return GuidedHeads(self.conditional.distilled, self.unconditional.distilled, self.w)
 
     @property
     def component_std(self) -> float:

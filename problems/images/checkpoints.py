@@ -1,0 +1,116 @@
+"""Checkpoints: weights in a safetensors file, and a card beside it that says in JSON what they are.
+
+Reading either executes no code. The card holds the hash of the weights, so two files that do not belong
+together are told apart from two that do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from problems.files import atomically
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used as a checkpoint, told in one sentence."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights and what is known about them.
+
+    Attributes
+    ----------
+    tensors
+        The weights by name.
+    card
+        JSON values: kind, architecture, schedule, data with their hash, seed, versions, command, losses.
+    """
+
+    tensors: dict[str, Tensor]
+    card: dict[str, Any]
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write ``path`` (weights) and the card beside it, whole or not at all; the card last.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.safetensors``.
+    tensors
+        The weights.
+    card
+        JSON values.
+    """
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    atomically(path, lambda file: save_file(plain, file))
+    text = json.dumps({**card, "sha256": _digest(path)}, indent=2) + "\n"
+    atomically(path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def load(path: Path, kind: str) -> Checkpoint:
+    """Read a checkpoint.
+
+    Parameters
+    ----------
+    path
+        The safetensors file; its card lies beside it, as ``.json``.
+    kind
+        What it must be: the card's entry of that name.
+
+    Raises
+    ------
+    CheckpointError
+        If either file is missing or damaged, if they do not belong together or are of another kind.
+    """
+    beside = path.with_suffix(".json")
+    for file in (path, beside):
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file} is missing; a checkpoint is a .safetensors file and its .json card"
+            )
+    try:
+        card = json.loads(beside.read_text(encoding="utf-8"))
+        found = card["kind"], card["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{beside} is not the card of a checkpoint") from None
+    if found[0] != kind:
+        raise CheckpointError(f"{path} is a {found[0]}, where a {kind} is needed")
+    if found[1] != _digest(path):
+        raise CheckpointError(
+            f"{path} and its card {beside.name} do not belong together; restore or retrain them"
+        )
+    return Checkpoint(read(path)[0], card)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file; see ``load`` for errors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def fill(module: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Copy the weights of a checkpoint into a module of its architecture."""
+    try:
+        module.load_state_dict(checkpoint.tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"{path} does not fit the architecture on its card: {reason}") from None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

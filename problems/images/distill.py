@@ -1,0 +1,250 @@
+"""Distil the derivative of a score network into a head (Sec. 3.1, Alg. 1), resumable at any moment.
+
+The target is dε/dγ of the network along its own flow, by one exact Jacobian-vector product for each sample.
+The ablations of Table 2 and the derivative-free objective of App. D are options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from problems.console import Parser, UsageError, attempt, device, positive
+from problems.images import checkpoints
+from problems.images.head import PARAMETERISATIONS, Head, HeadConfig
+from problems.images.score import load
+from problems.images.train import MIXTURES, Samples, add_recipe, card, recipe, samples, typed
+from problems.images.training import Recipe, fit, stratified
+from problems.images.unet import Expansion, ScoreNetwork
+from problems.score import follow
+from problems.series import Series, sqrt
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"gamma2": torch.square, "one": torch.ones_like}
+"""The weight of the loss as a function of γ: Eq. 15's, and that of "no weighting" in Table 2."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a head is trained towards.
+
+    Attributes
+    ----------
+    weight
+        Weight of the squared error: a name in ``WEIGHTS``.
+    noise_input
+        Whether the head is fed the noise that made the sample, as in the authors' code, instead of the
+        network's own ε, which is what it is fed when sampling (Eq. 14).
+    derivative_free
+        Whether the target is the unbiased estimate of App. D (Eq. 72, its last term divided by σ²) of the
+        spatial derivative, which is exact only for an exact score, instead of the derivative itself. The
+        derivative in time alone is exact in both.
+    """
+
+    weight: str = "gamma2"
+    noise_input: bool = False
+    derivative_free: bool = False
+
+
+def targets(
+    network: ScoreNetwork, xbar: Tensor, gamma: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor, Expansion]:
+    """Return ε, dε/dγ along the flow, and the expansion with features and embedding.
+
+    Parameters
+    ----------
+    network
+        The score network.
+    xbar, gamma
+        States x/α, (N, C, H, W), and their noise-to-signal ratios, (N, 1, 1, 1).
+    labels
+        Classes (N,), or None.
+    """
+    path = Series.variable(gamma, 2)
+    expansion = Expansion(network, path, labels)
+    eps, slope = follow(expansion.push, xbar, path)
+    return eps, slope, expansion
+
+
+def derivative_free_targets(
+    network: ScoreNetwork, xbar: Tensor, gamma: Tensor, labels: Tensor | None, noise: Tensor
+) -> tuple[Tensor, Tensor, Expansion]:
+    """Return ε, an estimate of dε/dγ whose expectation is right for an exact score, and the expansion.
+
+    With v = -σ dx/dγ and the score s = -ε/σ, the mean of (1/σ²)(noise noiseᵀ - 1) v - s sᵀ v given x_t is the
+    derivative of ε in the direction dx/dγ (App. D). To it comes the derivative in γ at fixed x.
+
+    Parameters
+    ----------
+    network, xbar, gamma, labels
+        As in ``targets``.
+    noise
+        The noise that made the sample: x̄ = x₀ + γ noise.
+    """
+    path = Series.variable(gamma, 2)
+    one = sqrt(1.0 + path * path)
+    expansion = Expansion(network, path, labels)
+    x = xbar / one[0]
+    eps, at_fixed_x = expansion.push(xbar), expansion.push(x * one[1])
+    sigma = gamma / one[0]
+    v = -sigma * (eps / one[0] - gamma * x / (1.0 + gamma * gamma))
+    along = (noise * v).sum((1, 2, 3), keepdim=True) * noise - (eps * v).sum((1, 2, 3), keepdim=True) * eps
+    return eps, (along - v) / sigma.square() + at_fixed_x, expansion
+
+
+def distil(
+    network: ScoreNetwork,
+    config: HeadConfig,
+    source: Samples,
+    recipe: Recipe,
+    state: Path,
+    objective: Objective | None = None,
+    *,
+    place: torch.device | None = None,
+    forget: float = 0.1,
+    quiet: bool = False,
+) -> tuple[Head, list[float]]:
+    """Train a head on a score network, which stays as it is.
+
+    Parameters
+    ----------
+    network
+        The score network.
+    config
+        Architecture of the head.
+    source
+        The data of the network.
+    recipe
+        How.
+    state
+        The file from which training goes on when it was cut off.
+    objective
+        What for; the paper's by default.
+    place
+        The device.
+    forget
+        Share of the labels that are hidden.
+    quiet
+        Whether to show no progress.
+
+    Returns
+    -------
+    The head with averaged weights, on the CPU, and the mean losses of every 50 steps.
+    """
+    aim = objective or Objective()
+    schedule, shape = network.schedule, network.config
+    teacher = network.to(place or torch.device("cpu")).requires_grad_(False)
+    torch.manual_seed(recipe.seed)
+    head = Head(config, shape.colours, shape.channels).to(place or torch.device("cpu"))
+
+    def loss(random: torch.Generator) -> Tensor:
+        x0, labels = source.draw(recipe.batch, random)
+        t = stratified(recipe.batch, schedule.stop, schedule.start, random)
+        gamma = schedule.gamma(t)[:, None, None, None]
+        noise = torch.randn(x0.shape, generator=random)
+        if labels is not None and shape.classes:
+            hidden = torch.rand(recipe.batch, generator=random) < forget
+            labels = labels.masked_fill(hidden, shape.classes).to(place)
+        known = labels if shape.classes else None
+        xbar = (x0 + gamma * noise).float().to(place)
+        gamma, noise = gamma.float().to(place), noise.to(place)
+        with torch.no_grad(), torch.autocast(xbar.device.type, enabled=False):
+            if aim.derivative_free:
+                eps, target, expansion = derivative_free_targets(teacher, xbar, gamma, known, noise)
+            else:
+                eps, target, expansion = targets(teacher, xbar, gamma, known)
+        fed = noise if aim.noise_input else eps
+        said: Tensor = head(teacher, xbar, gamma, fed, expansion.features[0], expansion.embeddings[0])
+        return (WEIGHTS[aim.weight](gamma) * (said - target).square()).mean()
+
+    identity = {
+        "config": dataclasses.asdict(config),
+        "objective": dataclasses.asdict(aim),
+        "data": source.card,
+    }
+    fitted = fit(head, loss, recipe, state, identity, quiet=quiet)
+    head.load_state_dict(fitted.tensors)
+    return head.cpu().eval(), fitted.losses
+
+
+RECIPE = Recipe(steps=2000, batch=128, lr=2e-3, ema=0.99)
+"""The default for the digits: a minute and a half."""
+
+
+def arguments() -> Parser:
+    """Return the parser of this command."""
+    p = Parser(
+        "problems.images.distill",
+        "Distil the derivative of a score network into a head. Cut off, the same command goes on.",
+        "  python -m problems.images.distill --network runs/digits.safetensors --out runs/digits-head\n"
+        "  python -m problems.images.distill --network runs/digits.safetensors --parameterisation plain "
+        "--out runs/plain",
+    )
+    p.add_argument(
+        "--network", type=Path, default=Path("runs/digits.safetensors"), help="checkpoint of the network"
+    )
+    p.add_argument("--data", help="the network's data: a name or a path (default: what its card names)")
+    p.add_argument("--out", type=Path, default=Path("runs/digits-head"), help="what to write, no suffix")
+    head = p.add_argument_group("head")
+    head.add_argument("--channels", type=positive, help="channels inside (default: those of the network)")
+    head.add_argument("--blocks", type=positive, default=1, help="residual blocks")
+    head.add_argument(
+        "--parameterisation", choices=PARAMETERISATIONS, default="mixed", help="what its outputs are"
+    )
+    aim = p.add_argument_group("objective")
+    aim.add_argument("--weight", choices=WEIGHTS, default="gamma2", help="weight of the loss")
+    aim.add_argument("--noise-input", action="store_true", help="feed the true noise instead of the own ε")
+    aim.add_argument("--derivative-free", action="store_true", help="the objective of App. D")
+    add_recipe(p, RECIPE)
+    return p
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    p = arguments()
+    args = p.parse_args(argv)
+
+    def action() -> None:
+        place = device(args.device)
+        try:
+            model, about_network = load(args.network)
+            config = HeadConfig(
+                args.channels or model.network.config.channels, args.blocks, args.parameterisation
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        described = about_network["data"]
+        name = args.data or described["name"]
+        if args.data is None and name != "digits" and name not in MIXTURES:
+            raise UsageError(f"{args.network} was trained on {name}; type --data and the path to it")
+        source = samples(name, described.get("noise", 0.0), flip=described.get("flip", False))
+        if source.card.get("sha256") != described.get("sha256"):
+            raise UsageError(f"{args.network} was trained on other data than {name}; type --data PATH")
+        aim = Objective(args.weight, args.noise_input, args.derivative_free)
+        path = args.out.with_name(args.out.name + ".safetensors")
+        state = args.out.with_name(args.out.name + ".state")
+        if args.fresh:
+            state.unlink(missing_ok=True)
+        began = time.perf_counter()
+        head, losses = distil(model.network, config, source, recipe(args), state, aim, place=place)
+        about = card("head", recipe(args), losses, time.perf_counter() - began, typed(p, argv))
+        about |= {
+            "config": dataclasses.asdict(config),
+            "objective": dataclasses.asdict(aim),
+            "network": about_network["sha256"],
+            "data": source.card,
+        }
+        checkpoints.save(path, head.state_dict(), about)
+        state.unlink(missing_ok=True)
+        print(f"loss {losses[-1]:.5f} after {args.steps} steps, {about['seconds']} s; written: {path}")
+
+    return attempt(p, action, "the same command goes on where it was")
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())

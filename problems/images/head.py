@@ -1,0 +1,138 @@
+"""The head that GENIE distils: a small network on top of the score network, for dε/dγ along the flow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from problems.images.layers import Conv, GroupNorm, SiLU
+from problems.images.unet import Block, ScoreNetwork
+from problems.series import Scalar, Series
+
+Combine = Callable[[ScoreNetwork, Sequence[Tensor], Tensor, Tensor, Scalar], Tensor]
+
+
+@dataclass(frozen=True)
+class Parameterisation:
+    """How dε/dγ is made of the outputs of a head.
+
+    Attributes
+    ----------
+    outputs
+        How many outputs it takes, each of the shape of the images.
+    combine
+        Makes dε/dγ from the score network, the outputs, x̄, ε and γ.
+    """
+
+    outputs: int
+    combine: Combine
+
+
+def _mixed(_: ScoreNetwork, k: Sequence[Tensor], xbar: Tensor, eps: Tensor, gamma: Scalar) -> Tensor:
+    one = 1.0 + gamma * gamma
+    return (-1.0 / gamma) * k[0] + (gamma / one) * k[1] + (1.0 / (gamma * one)) * k[2]
+
+
+def _plain(_: ScoreNetwork, k: Sequence[Tensor], xbar: Tensor, eps: Tensor, gamma: Scalar) -> Tensor:
+    return k[0]
+
+
+def _residual(network: ScoreNetwork, k: Sequence[Tensor], xbar: Tensor, eps: Tensor, gamma: Scalar) -> Tensor:
+    skip, gain, _ = network.factors(Series.variable(gamma, 2))
+    output = eps - skip[0] * xbar
+    known = skip[1] * xbar + skip[0] * eps + (gain[1] / gain[0]) * output
+    return torch.as_tensor(known + (gain[0] / gamma) * k[0])
+
+
+PARAMETERISATIONS = {
+    # Eqs. 14 and 66: the three terms of the derivative for a single data point, each with a coefficient.
+    "mixed": Parameterisation(3, _mixed),
+    # Table 2, "no mixed": the derivative itself.
+    "plain": Parameterisation(1, _plain),
+    # ε = skip x̄ + gain F, differentiated: everything but dF/d(log γ) is known.
+    "residual": Parameterisation(1, _residual),
+}
+"""By name. The first is the paper's; the last one follows from what the score network predicts."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The architecture of a head, as the card of a checkpoint has it.
+
+    Attributes
+    ----------
+    channels
+        Channels inside.
+    blocks
+        Residual blocks; two are the "bigger model" of Table 2.
+    parameterisation
+        What the outputs are: a name in ``PARAMETERISATIONS``.
+    """
+
+    channels: int = 16
+    blocks: int = 1
+    parameterisation: str = "mixed"
+
+    def __post_init__(self) -> None:
+        if self.parameterisation not in PARAMETERISATIONS:
+            names = ", ".join(PARAMETERISATIONS)
+            raise ValueError(f"unknown parameterisation {self.parameterisation!r}; choose from {names}")
+        if self.channels < 1 or self.channels % 8 or self.blocks < 1:
+            raise ValueError("a head needs channels that are a multiple of 8, and at least one block")
+
+
+class Head(nn.Module):
+    """The prediction head k_ψ of App. C.2: dε/dγ from x_t, ε, the last features and the time embedding.
+
+    A convolution, residual blocks, normalisation, activation, a convolution to the outputs.
+
+    Parameters
+    ----------
+    config
+        The architecture.
+    colours
+        Channels of the images.
+    features
+        Channels of the score network's last features, a quarter of the dimension of its embedding.
+    """
+
+    def __init__(self, config: HeadConfig, colours: int, features: int) -> None:
+        super().__init__()
+        self.config = config
+        channels, self._parameterisation = config.channels, PARAMETERISATIONS[config.parameterisation]
+        self.stem = Conv(2 * colours + features, channels)
+        self.blocks = nn.ModuleList(Block(channels, channels, 4 * features) for _ in range(config.blocks))
+        self.norm = GroupNorm(8, channels)
+        self.act = SiLU()
+        self.out = Conv(channels, self._parameterisation.outputs * colours)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(
+        self,
+        network: ScoreNetwork,
+        xbar: Tensor,
+        gamma: Scalar,
+        eps: Tensor,
+        features: Tensor,
+        embedding: Tensor,
+    ) -> Tensor:
+        """Return dε/dγ along the flow, (N, colours, H, W).
+
+        Parameters
+        ----------
+        network
+            The score network.
+        xbar, gamma
+            States x/α, (N, colours, H, W), and their noise-to-signal ratio.
+        eps, features, embedding
+            What the score network says there: ε, its last features and its embedding of the time.
+        """
+        x = xbar * (1.0 + gamma * gamma) ** -0.5
+        h = self.stem(torch.cat([features, x, eps], 1))
+        for block in self.blocks:
+            h = block(h, embedding)
+        k = self.out(self.act(self.norm(h))).chunk(self._parameterisation.outputs, 1)
+        return self._parameterisation.combine(network, k, xbar, eps, gamma)

@@ -1,0 +1,234 @@
+"""Layers that act on the Taylor coefficients of their input, one after the other.
+
+Where an input moves along a path x₀ + x₁h + x₂h² + …, so does the output of a layer. A linear layer maps
+each coefficient by itself. For a nonlinear one, coefficient j of the output follows from those of the input
+up to j by a recurrence (Griewank & Walther 2008, ch. 13), so these have to be remembered, outside the layer:
+on a ``Tape``. A network is written once. Its plain evaluation is the pass of coefficient 0, and the pass of
+coefficient j costs little more than that one, whatever j.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+S = TypeVar("S")
+
+
+class Tape:
+    """What the nonlinear layers of one network remember of one path.
+
+    Every pass of the network takes the coefficient after the one before. In each the layers come in the same
+    order, so that each finds what is its own.
+
+    Attributes
+    ----------
+    order
+        Index of the coefficient that is passing; -1 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.order = -1
+        self._memories: list[Any] = []
+        self._next = 0
+
+    def advance(self) -> None:
+        """Begin the pass of the next coefficient."""
+        self.order += 1
+        self._next = 0
+
+    def recall(self, make: Callable[[], S]) -> S:
+        """Return the memory of the layer that asks, made by ``make`` in the first pass."""
+        if self.order == 0:
+            self._memories.append(make())
+        self._next += 1
+        memory: S = self._memories[self._next - 1]
+        return memory
+
+
+class Conv(nn.Conv2d):
+    """A convolution that keeps height and width; its bias belongs to coefficient 0.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Numbers of channels.
+    width
+        Width of the kernel, odd.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int = 3) -> None:
+        super().__init__(inputs, outputs, width, padding=width // 2)
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """Map a coefficient, (N, inputs, H, W), to (N, outputs, H, W)."""
+        bias = self.bias if tape is None or tape.order == 0 else None
+        return functional.conv2d(x, self.weight, bias, padding=self.padding)
+
+
+class Dense(nn.Linear):
+    """A linear map; its bias belongs to coefficient 0."""
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """Map a coefficient, (N, inputs), to (N, outputs)."""
+        bias = self.bias if tape is None or tape.order == 0 else None
+        return functional.linear(x, self.weight, bias)
+
+
+class SiLU(nn.Module):
+    """x·sigmoid(x), for any shape.
+
+    With d = f'(x(h)), coefficient j of f(x(h)) is Σ_{i=1..j} (i/j) xᵢ d_{j-i}. The last term, with d₀, is
+    linear in xⱼ, and torch has a kernel for it.
+    """
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """Map a coefficient."""
+        if tape is None:
+            return functional.silu(x)
+        memory = tape.recall(_Sigmoid)
+        path, j = memory.path, tape.order
+        if j == 0:
+            value = functional.silu(x)
+        else:
+            value = torch.ops.aten.silu_backward(x, path[0])
+            for i in range(1, j):
+                value = value.addcmul(path[i], memory.slope(j - i), value=i / j)
+        path.append(x)
+        return value
+
+
+class _Sigmoid:
+    """Series of s = sigmoid(x), w = s - s² (which is s'/x') and d = s + x w (which is (x s)'/x')."""
+
+    def __init__(self) -> None:
+        self.path: list[Tensor] = []
+        self._s: list[Tensor] = []
+        self._w: list[Tensor] = []
+        self._d: list[Tensor] = []
+
+    def slope(self, k: int) -> Tensor:
+        """Return coefficient k of d, for which coefficients 0 … k of x must be known."""
+        while len(self._d) <= k:
+            self._append(len(self._d))
+        return self._d[k]
+
+    def _append(self, k: int) -> None:
+        x, s, w = self.path, self._s, self._w
+        if k == 0:
+            s.append(torch.sigmoid(x[0]))
+            w.append(s[0] - s[0] * s[0])
+            self._d.append(torch.addcmul(s[0], x[0], w[0]))
+            return
+        total = x[k] * w[0]
+        for i in range(1, k):
+            total = total.addcmul(x[i], w[k - i], value=i / k)
+        s.append(total)
+        # s_k - Σ s_i s_{k-i}, then with x w added.
+        rest = torch.addcmul(total, total, s[0], value=-2.0)
+        for i in range(1, k):
+            rest = rest.addcmul(s[i], s[k - i], value=-1.0)
+        w.append(rest)
+        slope = torch.addcmul(total, x[0], rest)
+        for i in range(1, k + 1):
+            slope = slope.addcmul(x[i], w[k - i])
+        self._d.append(slope)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Normalisation over groups of channels, (N, C, H, W).
+
+    The normalised input is c r, with c the input less its mean and r = (mean c² + ε)^(-1/2) one number for
+    each group. Its derivative with respect to the input is a symmetric matrix, so the kernel that torch has
+    for the backward pass gives the term that is linear in the newest coefficient.
+    """
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """Map a coefficient."""
+        if tape is None:
+            return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        memory = tape.recall(lambda: _Normaliser(self.num_groups))
+        x = x.contiguous()
+        shape = (x.shape[0], x.shape[1], math.prod(x.shape[2:]), self.num_groups)
+        if tape.order == 0:
+            value, memory.mean, memory.scale = torch.native_group_norm(
+                x, self.weight, self.bias, *shape, self.eps
+            )
+        else:
+            value, _, _ = torch.ops.aten.native_group_norm_backward(
+                x, memory.path[0], memory.mean, memory.scale, None, *shape, [True, False, False]
+            )
+            if tape.order > 1:
+                value = value + memory.rest().view_as(value)
+            value = value * self.weight[:, None, None]
+        memory.path.append(x)
+        return value
+
+
+class _Normaliser:
+    """Series of c = x - mean x, v = mean c² + ε, r = v^(-1/2): (N, groups, M) and (N, groups, 1)."""
+
+    def __init__(self, groups: int) -> None:
+        self.path: list[Tensor] = []
+        self.mean: Tensor
+        self.scale: Tensor
+        self._groups = groups
+        self._c: list[Tensor] = []
+        self._v: list[Tensor] = []
+        self._r: list[Tensor] = []
+
+    def rest(self) -> Tensor:
+        """Return coefficient j of c r without what is linear in x_j, j being the number of known ones."""
+        c, v, r = self._c, self._v, self._r
+        for k in range(len(c), len(self.path)):
+            x = self.path[k].reshape(len(self.path[k]), self._groups, -1)
+            c.append(x - x.mean(-1, keepdim=True))
+            if k == 0:
+                r.append(self.scale.reshape(*self.scale.shape[:2], 1))
+                v.append(r[0] ** -2)
+            else:
+                v.append(self._square(k) + 2.0 * (c[0] * c[k]).mean(-1, keepdim=True))
+                r.append(self._root(k, v[k]))
+        j = len(c)
+        value = c[0] * self._root(j, self._square(j))
+        for i in range(1, j):
+            value = value.addcmul(c[i], r[j - i])
+        return value
+
+    def _square(self, k: int) -> Tensor:
+        """Return coefficient k of mean c² without the two products that have c_k in them."""
+        c = self._c
+        total = torch.zeros_like(self._r[0])
+        for i in range(1, k):
+            total = total + (c[i] * c[k - i]).mean(-1, keepdim=True)
+        return total
+
+    def _root(self, k: int, newest: Tensor) -> Tensor:
+        """Return r_k, from v₀ … v_{k-1} and the ``newest``: 2 k v₀ r_k = -Σ (2k - i) v_i r_{k-i}."""
+        v, r = [*self._v[:k], newest], self._r
+        total = k * newest * r[0]
+        for i in range(1, k):
+            total = total + (2 * k - i) * v[i] * r[k - i]
+        return -total / (2.0 * k * v[0])
+
+
+def nestable(network: nn.Module) -> nn.Module:
+    """Make the activations of a network differentiable any number of times by forward mode, in place.
+
+    The derivative of torch's own SiLU has no forward-mode rule.
+    """
+    for name, layer in network.named_children():
+        if isinstance(layer, SiLU):
+            setattr(network, name, _NestableSiLU())
+        nestable(layer)
+    return network
+
+
+class _NestableSiLU(SiLU):
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        return x * torch.sigmoid(x) if tape is None else super().forward(x, tape)

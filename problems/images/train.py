@@ -1,0 +1,271 @@
+"""Train a score network (the loss is the mean squared error of ε over all times), resumable at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from problems.console import Parser, UsageError, attempt, device, positive
+from problems.images import checkpoints, data
+from problems.images.training import DECAYS, Recipe, fit, stratified
+from problems.images.unet import EMBEDDINGS, PREDICTIONS, Config, ScoreNetwork
+from problems.makers import digits_gaussians
+from problems.mixture import Mixture
+from problems.schedule import VP, Schedule
+
+MIXTURES: dict[str, Callable[[], Mixture]] = {"digits-gaussians": digits_gaussians}
+"""Distributions that a network can be trained on endless samples of, by name."""
+
+
+class Samples(NamedTuple):
+    """What a network is trained on.
+
+    Attributes
+    ----------
+    draw
+        Returns n clean images, (n, C, H, W), float32, and their classes, from a source of randomness.
+    shape
+        Shape (C, H, W) of an image.
+    std
+        Standard deviation of the images, per dimension.
+    classes
+        Number of classes; 0 without labels.
+    card
+        What the card of a checkpoint says of them.
+    """
+
+    draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
+    shape: torch.Size
+    std: float
+    classes: int
+    card: dict[str, Any]
+
+
+def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
+    """Return the data of a name: a mixture of ``MIXTURES``, ``digits``, or a path (see ``data.load``).
+
+    Parameters
+    ----------
+    name
+        The name or path.
+    noise
+        Standard deviation of Gaussian noise that widens every image, anew whenever it is drawn.
+    flip
+        Whether half of the images are mirrored.
+
+    Raises
+    ------
+    UsageError
+        If the data cannot be read.
+    """
+    if name in MIXTURES:
+        mixture = MIXTURES[name]()
+
+        def endless(n: int, source: torch.Generator) -> tuple[Tensor, None]:
+            return mixture.sample(n, generator=source).float(), None
+
+        return Samples(endless, mixture.event_shape, mixture.data_std, 0, {"name": name})
+    try:
+        images = data.load(name)
+    except data.DataError as error:
+        raise UsageError(str(error)) from error
+    everything = images.batch(torch.arange(min(len(images), 10_000)))
+    spread = float(everything.double().var(0, unbiased=False).mean())
+
+    def draw(n: int, source: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        index = torch.randint(len(images), (n,), generator=source)
+        x = images.batch(index)
+        x = x + noise * torch.randn(x.shape, generator=source)
+        if flip:
+            mirrored = torch.rand(n, 1, 1, 1, generator=source) < 0.5
+            x = torch.where(mirrored, x.flip(-1), x)
+        return x, None if images.labels is None else images.labels[index]
+
+    card = {"name": images.name, "sha256": images.digest, "images": len(images), "noise": noise, "flip": flip}
+    return Samples(draw, images.shape, (spread + noise**2) ** 0.5, images.classes, card)
+
+
+def train(
+    config: Config,
+    schedule: Schedule,
+    source: Samples,
+    recipe: Recipe,
+    state: Path,
+    *,
+    place: torch.device | None = None,
+    forget: float = 0.1,
+    quiet: bool = False,
+) -> tuple[ScoreNetwork, list[float]]:
+    """Train a score network.
+
+    Parameters
+    ----------
+    config
+        The architecture.
+    schedule
+        The noise schedule; t is uniform between its ends, stratified in every batch.
+    source
+        The data.
+    recipe
+        How.
+    state
+        The file from which training goes on when it was cut off.
+    place
+        The device.
+    forget
+        Share of the labels that are hidden, so that a conditional network knows the unconditional score too.
+    quiet
+        Whether to show no progress.
+
+    Returns
+    -------
+    The network with averaged weights, on the CPU, and the mean losses of every 50 steps.
+    """
+    torch.manual_seed(recipe.seed)
+    network = ScoreNetwork(config, schedule).to(place or torch.device("cpu"))
+
+    def loss(random: torch.Generator) -> Tensor:
+        x0, labels = source.draw(recipe.batch, random)
+        t = stratified(recipe.batch, schedule.stop, schedule.start, random)
+        gamma = schedule.gamma(t)[:, None, None, None]
+        eps = torch.randn(x0.shape, generator=random)
+        if labels is not None and config.classes:
+            hidden = torch.rand(recipe.batch, generator=random) < forget
+            labels = labels.masked_fill(hidden, config.classes).to(place)
+        xbar = (x0 + gamma * eps).float().to(place)
+        said: Tensor = network(xbar, gamma.float().to(place), labels if config.classes else None)
+        return (said - eps.to(place)).square().mean()
+
+    identity = {"config": dataclasses.asdict(config), "schedule": repr(schedule), "data": source.card}
+    fitted = fit(network, loss, recipe, state, identity, quiet=quiet)
+    network.load_state_dict(fitted.tensors)
+    return network.cpu().eval(), fitted.losses
+
+
+def card(kind: str, recipe: Recipe, losses: list[float], seconds: float, command: str) -> dict[str, Any]:
+    """Return what every card says besides the architecture and the data."""
+    return {
+        "kind": kind,
+        "recipe": dataclasses.asdict(recipe),
+        "losses": losses,
+        "seconds": round(seconds, 1),
+        "command": command,
+        "versions": {"torch": version("torch"), "python": platform.python_version()},
+    }
+
+
+def add_recipe(p: Parser, default: Recipe) -> None:
+    """Add the arguments of a ``Recipe``, and those of every training command."""
+    group = p.add_argument_group("training")
+    group.add_argument("--steps", type=positive, default=default.steps, help="steps of Adam")
+    group.add_argument("--batch", type=positive, default=default.batch, help="samples per step")
+    group.add_argument("--lr", type=float, default=default.lr, help="learning rate")
+    group.add_argument("--warmup", type=int, default=default.warmup, help="steps of warm-up")
+    group.add_argument("--decay", choices=DECAYS, default=default.decay, help="how the learning rate falls")
+    group.add_argument(
+        "--ema", type=float, default=default.ema, help="moving average of the weights, per step"
+    )
+    group.add_argument("--clip", type=float, default=default.clip, help="norm of clipped gradients")
+    group.add_argument("--seed", type=int, default=default.seed, help="seed of weights and data")
+    group.add_argument("--device", default="cpu", help="torch device")
+    group.add_argument("--fresh", action="store_true", help="forget a run that was cut off, train anew")
+
+
+def recipe(args: Any) -> Recipe:
+    """Return the recipe that the arguments of ``add_recipe`` give."""
+    return Recipe(args.steps, args.batch, args.lr, args.warmup, args.decay, args.ema, args.clip, args.seed)
+
+
+def typed(p: Parser, argv: Sequence[str] | None) -> str:
+    """Return the command line as it was typed."""
+    return " ".join([p.prog, *(sys.argv[1:] if argv is None else argv)])
+
+
+def arguments() -> Parser:
+    """Return the parser of this command."""
+    p = Parser(
+        "problems.images.train",
+        "Train a score network. Cut off, the same command goes on and ends with the same weights.",
+        "  python -m problems.images.train --data digits --out runs/digits\n"
+        "  python -m problems.images.train --data digits --conditional --out runs/digits-classes\n"
+        "  python -m problems.images.train --data cifar10-train.zip --channels 64 --multipliers 1 2 2 "
+        "--device cuda --out runs/cifar10",
+    )
+    p.add_argument(
+        "--data",
+        default="digits",
+        help="digits (embedded), digits-gaussians (one Gaussian per class, endless), or a path: a zip with "
+        "dataset.json, a folder of images, cifar-10-python.tar.gz",
+    )
+    p.add_argument(
+        "--noise", type=float, default=0.05, help="standard deviation of the noise that widens every image"
+    )
+    p.add_argument("--flip", action="store_true", help="mirror half of the images")
+    p.add_argument("--out", type=Path, default=Path("runs/digits"), help="where to write, without suffix")
+    network = p.add_argument_group("network")
+    network.add_argument("--channels", type=positive, default=16, help="channels at full resolution")
+    network.add_argument(
+        "--multipliers", nargs="+", type=positive, default=[1, 2], help="channels at each half of it"
+    )
+    network.add_argument("--blocks", type=positive, default=2, help="residual blocks per resolution")
+    network.add_argument("--conditional", action="store_true", help="train with class labels")
+    network.add_argument("--embedding", choices=EMBEDDINGS, default="log-snr", help="embedding of the time")
+    network.add_argument("--prediction", choices=PREDICTIONS, default="skip", help="what the U-Net predicts")
+    add_recipe(p, Recipe(steps=3000, batch=128, lr=3e-3))
+    return p
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    p = arguments()
+    args = p.parse_args(argv)
+
+    def action() -> None:
+        place = device(args.device)
+        source = samples(args.data, args.noise, flip=args.flip)
+        if args.conditional and not source.classes:
+            raise UsageError(f"{args.data} has no class labels; leave --conditional out")
+        try:
+            config = Config(
+                size=source.shape[-1],
+                colours=source.shape[0],
+                channels=args.channels,
+                multipliers=tuple(args.multipliers),
+                blocks=args.blocks,
+                classes=source.classes if args.conditional else 0,
+                embedding=args.embedding,
+                prediction=args.prediction,
+                data_std=source.std,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if source.shape[-1] != source.shape[-2]:
+            raise UsageError(f"images must be square, those of {args.data} are {tuple(source.shape)}")
+        path = args.out.with_name(args.out.name + ".safetensors")
+        state = args.out.with_name(args.out.name + ".state")
+        if args.fresh:
+            state.unlink(missing_ok=True)
+        began, schedule = time.perf_counter(), VP()
+        network, losses = train(config, schedule, source, recipe(args), state, place=place)
+        about = card("score network", recipe(args), losses, time.perf_counter() - began, typed(p, argv))
+        about["config"], about["data"] = dataclasses.asdict(config), source.card
+        about["schedule"] = {"name": type(schedule).__name__, **dataclasses.asdict(schedule)}
+        checkpoints.save(path, network.state_dict(), about)
+        state.unlink(missing_ok=True)
+        print(f"loss {losses[-1]:.4f} after {args.steps} steps, {about['seconds']} s; written: {path}")
+        print(f"look at samples: python -m analysis.samples --problem {path}")
+
+    return attempt(p, action, "the same command goes on where it was")
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())

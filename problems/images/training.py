@@ -1,0 +1,211 @@
+"""The training loop: one for every network here; killed at any moment, it goes on as if nothing had been.
+
+All random numbers of a step come from a generator that is seeded by the seed and the step, so a run that
+resumes draws what it would have drawn, and its result is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from problems.console import UsageError
+from problems.files import atomically
+from problems.images import checkpoints
+
+RECORD = 50
+"""Steps over which a recorded loss is the mean."""
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1.0 - progress,
+    "constant": lambda progress: 1.0,
+}
+"""How the learning rate falls from the end of the warm-up (0) to the last step (1)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: Adam, with warm-up, gradient clipping and an exponential moving average of the weights.
+
+    Attributes
+    ----------
+    steps
+        Number of steps.
+    batch
+        Samples per step.
+    lr
+        Learning rate after the warm-up.
+    warmup
+        Steps in which the learning rate rises from zero.
+    decay
+        How it falls after that: a name in ``DECAYS``.
+    ema
+        Decay of the moving average per step; 0 keeps the last weights.
+    clip
+        Norm to which gradients are clipped.
+    seed
+        Seed of the initial weights and of everything drawn.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 100
+    decay: str = "cosine"
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        return self.lr * DECAYS[self.decay]((step - self.warmup) / max(1, self.steps - self.warmup))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained network.
+
+    Attributes
+    ----------
+    tensors
+        The averaged weights.
+    losses
+        Mean losses of every ``RECORD`` steps.
+    """
+
+    tensors: dict[str, Tensor]
+    losses: list[float]
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """Return the source of everything random in a step."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def stratified(n: int, low: float, high: float, source: torch.Generator) -> Tensor:
+    """Return n uniform numbers in [low, high], one in each nth part of it, in random order, float64."""
+    places = torch.randperm(n, generator=source) + torch.rand(n, generator=source, dtype=torch.float64)
+    return low + (high - low) * places / n
+
+
+def fit(
+    module: nn.Module,
+    loss: Callable[[torch.Generator], Tensor],
+    recipe: Recipe,
+    state: Path,
+    identity: Mapping[str, Any],
+    *,
+    every: int = 200,
+    quiet: bool = False,
+) -> Fitted:
+    """Train a module, beginning with its weights or where the file ``state`` has it.
+
+    Parameters
+    ----------
+    module
+        What is trained.
+    loss
+        The loss of a batch, drawn from the given source.
+    recipe
+        How.
+    state
+        The file that keeps all that is needed to go on; written every ``every`` steps.
+    identity
+        JSON values: what the run is, besides the recipe. A state of another run is refused.
+    every
+        Steps between two states.
+    quiet
+        Whether to show no progress.
+
+    Raises
+    ------
+    UsageError
+        If ``state`` belongs to another run.
+    ArithmeticError
+        If the loss is not finite.
+    """
+    mine = json.dumps({**identity, "recipe": asdict(recipe)}, sort_keys=True)
+    optimiser = torch.optim.Adam(module.parameters(), lr=recipe.lr)
+    averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))  # type: ignore[no-untyped-call]
+    losses: list[float] = []
+    begin = _resume(state, mine, module, averaged, optimiser, losses) if state.exists() else 0
+    recent: list[Tensor] = []
+    device = next(module.parameters()).device.type
+    for step in tqdm(range(begin, recipe.steps), initial=begin, total=recipe.steps, disable=quiet or None):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate(step)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            value = loss(generator(recipe.seed, step))
+        optimiser.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(module.parameters(), recipe.clip)
+        optimiser.step()
+        averaged.update_parameters(module)
+        recent.append(value.detach())
+        if (step + 1) % RECORD == 0 or step + 1 == recipe.steps:
+            losses.append(float(torch.stack(recent).mean()))
+            recent.clear()
+            if not math.isfinite(losses[-1]):
+                raise ArithmeticError(
+                    f"the loss is {losses[-1]} near step {step + 1}; lower the learning rate"
+                )
+            if (step + 1) % (every - every % RECORD or RECORD) == 0 and step + 1 < recipe.steps:
+                _keep(state, mine, step + 1, module, averaged, optimiser, losses)
+    return Fitted({k: v.detach().clone() for k, v in averaged.module.state_dict().items()}, losses)
+
+
+def _keep(
+    path: Path,
+    identity: str,
+    step: int,
+    module: nn.Module,
+    averaged: AveragedModel,
+    optimiser: torch.optim.Adam,
+    losses: list[float],
+) -> None:
+    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
+    tensors |= {f"averaged.{k}": v for k, v in averaged.state_dict().items()}
+    for i, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
+    plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    about = {"identity": identity, "step": str(step), "losses": json.dumps(losses)}
+    atomically(path, lambda file: save_file(plain, file, about))
+
+
+def _resume(
+    path: Path,
+    identity: str,
+    module: nn.Module,
+    averaged: AveragedModel,
+    optimiser: torch.optim.Adam,
+    losses: list[float],
+) -> int:
+    tensors, about = checkpoints.read(path)
+    if about.get("identity") != identity:
+        raise UsageError(f"{path} belongs to a run with other settings; remove it or give another --out")
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    module.load_state_dict(part("module."))
+    averaged.load_state_dict(part("averaged."))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in part("adam.").items():
+        index, key = name.split(".", 1)
+        moments.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    losses.extend(json.loads(about["losses"]))
+    return int(about["step"])

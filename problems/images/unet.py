@@ -1,0 +1,300 @@
+"""A compact U-Net after Ho et al. (2020) that is told the time smoothly, and the score network made of it.
+
+Both are written for Taylor coefficients (see ``layers``): with a tape they map the next one of a path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from problems.images.layers import Conv, Dense, GroupNorm, SiLU, Tape
+from problems.schedule import Schedule
+from problems.series import Series, convolve, cos, log, sin, sqrt
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How a network is told the time: by sines and cosines of ω τ.
+
+    Attributes
+    ----------
+    tau
+        The variable τ as a function of γ, for a schedule.
+    frequencies
+        Makes ω from their number, float64.
+    """
+
+    tau: Callable[[Schedule, Series], Series]
+    frequencies: Callable[[int], Tensor]
+
+
+EMBEDDINGS = {
+    # Low frequencies of log γ, minus half the log-SNR: nothing in them is too fast for a step of a sampler.
+    "log-snr": Embedding(
+        lambda _, gamma: log(gamma) / 5.0,
+        lambda n: torch.logspace(math.log10(0.25), math.log10(4.0), n, dtype=torch.float64),
+    ),
+    # The positional embedding of Ho et al. (2020) for a thousand steps.
+    "positional": Embedding(
+        lambda schedule, gamma: 999.0 * schedule.time(gamma),
+        lambda n: torch.logspace(-4.0, 0.0, n, dtype=torch.float64),
+    ),
+    # The random Fourier features of Song et al. (2021), scale 16.
+    "fourier": Embedding(
+        lambda schedule, gamma: 2.0 * math.pi * schedule.time(gamma),
+        lambda n: 16.0 * torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    ),
+}
+"""By name. What a network is told fast it can answer fast: of the last two, derivatives mean little."""
+
+PREDICTIONS: dict[str, Callable[[float], float]] = {
+    "skip": lambda data_std: data_std,
+    "v": lambda _: 1.0,
+    "eps": lambda _: math.inf,
+}
+"""What the U-Net predicts, as the standard deviation for which ε is right where its output is zero."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The architecture of a score network, as the card of a checkpoint has it.
+
+    Attributes
+    ----------
+    size, colours
+        Height and width of the images; their channels.
+    channels, multipliers
+        Channels of the U-Net at full resolution, and their multiples there and at each half of it.
+    blocks
+        Residual blocks at each resolution, on the way down and again on the way up.
+    classes
+        Number of classes; 0 if the network takes no labels.
+    embedding
+        How the network is told the time: a name in ``EMBEDDINGS``.
+    prediction
+        What the U-Net predicts: a name in ``PREDICTIONS``. With a standard deviation s,
+
+            ε = γ x̄/(s² + γ²) + s (s² + γ²)^(-1/2) F(x̄ (s² + γ²)^(-1/2), γ),
+
+        where input and output of F have variance one if s is that of the data ("skip"), which is the
+        preconditioning of Karras et al. (2022); s = 1 makes F the v of Salimans & Ho (2022), and for
+        s = ∞ it is ε, with x for an input.
+    data_std
+        Standard deviation of the data, per dimension.
+    """
+
+    size: int = 8
+    colours: int = 1
+    channels: int = 16
+    multipliers: tuple[int, ...] = (1, 2)
+    blocks: int = 2
+    classes: int = 0
+    embedding: str = "log-snr"
+    prediction: str = "skip"
+    data_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, table in (("embedding", EMBEDDINGS), ("prediction", PREDICTIONS)):
+            if getattr(self, field) not in table:
+                raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose from {', '.join(table)}")
+        halvings = len(self.multipliers) - 1
+        if min(self.channels, self.blocks, self.colours, *self.multipliers) < 1 or self.channels % 8:
+            raise ValueError("channels must be a multiple of 8; blocks, colours and multipliers at least 1")
+        if self.size < 1 or self.size % 2**halvings:
+            raise ValueError(
+                f"images of size {self.size} cannot be halved {halvings} times; use fewer multipliers"
+            )
+
+
+class Block(nn.Module):
+    """A residual block that is shifted by the time embedding.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Numbers of channels.
+    width
+        Dimension of the embedding.
+    """
+
+    def __init__(self, inputs: int, outputs: int, width: int) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(8, inputs)
+        self.act1 = SiLU()
+        self.conv1 = Conv(inputs, outputs)
+        self.shift = Dense(width, outputs)
+        self.norm2 = GroupNorm(8, outputs)
+        self.act2 = SiLU()
+        self.conv2 = Conv(outputs, outputs)
+        nn.init.zeros_(self.conv2.weight)
+        self.bypass = Conv(inputs, outputs, 1) if inputs != outputs else None
+
+    def forward(self, x: Tensor, embedding: Tensor, tape: Tape | None = None) -> Tensor:
+        """Map a coefficient (N, inputs, H, W), given that of the embedding, (N or 1, width)."""
+        h = self.conv1(self.act1(self.norm1(x, tape), tape), tape)
+        h = h + self.shift(embedding, tape)[:, :, None, None]
+        h = self.conv2(self.act2(self.norm2(h, tape), tape), tape)
+        y: Tensor = h + (x if self.bypass is None else self.bypass(x, tape))
+        return y
+
+
+class UNet(nn.Module):
+    """The U-Net: residual blocks at falling and rising resolution, joined across.
+
+    Parameters
+    ----------
+    config
+        The architecture.
+    width
+        Dimension of the embedding.
+    """
+
+    def __init__(self, config: Config, width: int) -> None:
+        super().__init__()
+        channels = [config.channels * m for m in config.multipliers]
+        self.stem = Conv(config.colours, channels[0])
+        self._blocks = config.blocks
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        path = [c for c in channels for _ in range(config.blocks)]
+        for inputs, outputs in pairwise([channels[0], *path]):
+            self.down.append(Block(inputs, outputs, width))
+        self.middle = Block(path[-1], path[-1], width)
+        for inputs, outputs in pairwise([path[-1], *reversed(path)]):
+            self.up.append(Block(inputs + outputs, outputs, width))
+        inputs = path[0]
+        self.norm = GroupNorm(8, inputs)
+        self.act = SiLU()
+        self.out = Conv(inputs, config.colours)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, embedding: Tensor, tape: Tape | None = None) -> tuple[Tensor, Tensor]:
+        """Map a coefficient (N, colours, H, W), given that of the embedding, (N or 1, width).
+
+        Returns
+        -------
+        The coefficient of the output, of the shape of ``x``, and that of the last features, which have
+        ``channels`` channels.
+        """
+        h = self.stem(x, tape)
+        joined = []
+        for i, block in enumerate(self.down):
+            if i > 0 and i % self._blocks == 0:
+                h = functional.avg_pool2d(h, 2)
+            h = block(h, embedding, tape)
+            joined.append(h)
+        h = self.middle(h, embedding, tape)
+        for i, block in enumerate(self.up):
+            if i > 0 and i % self._blocks == 0:
+                h = functional.interpolate(h, scale_factor=2.0, mode="nearest")
+            h = block(torch.cat([h, joined.pop()], 1), embedding, tape)
+        features = self.act(self.norm(h, tape), tape)
+        return self.out(features, tape), features
+
+
+class ScoreNetwork(nn.Module):
+    """ε as a network: time and class embedded, the U-Net, and what goes around it (see ``Config``).
+
+    Parameters
+    ----------
+    config
+        The architecture.
+    schedule
+        The noise schedule, of which only embeddings of t know anything: the network sees (x̄, γ).
+    """
+
+    def __init__(self, config: Config, schedule: Schedule) -> None:
+        super().__init__()
+        self.config, self.schedule = config, schedule
+        width = 4 * config.channels
+        self._frequencies = EMBEDDINGS[config.embedding].frequencies(config.channels)
+        self.dense1 = Dense(2 * config.channels, width)
+        self.act1 = SiLU()
+        self.dense2 = Dense(width, width)
+        self.act2 = SiLU()
+        self.classes = nn.Embedding(config.classes + 1, width) if config.classes else None
+        self.unet = UNet(config, width)
+
+    def waves(self, gamma: Series) -> list[Tensor]:
+        """Return the sines and cosines of the time along a path γ(h): coefficients (N or 1, 2·channels)."""
+        tau = EMBEDDINGS[self.config.embedding].tau(self.schedule, gamma)
+        columns = (torch.as_tensor(c, dtype=torch.float64).reshape(-1, 1) for c in tau.coefficients)
+        phase = Series([c * self._frequencies.to(c.device) for c in columns])
+        pairs = zip(sin(phase).coefficients, cos(phase).coefficients, strict=True)
+        return [torch.cat([torch.as_tensor(s), torch.as_tensor(c)], 1) for s, c in pairs]
+
+    def embed(self, waves: Tensor, labels: Tensor | None, tape: Tape | None = None) -> Tensor:
+        """Map a coefficient of the waves to one of the embedding, (N or 1, width)."""
+        h = self.dense2(self.act1(self.dense1(waves, tape), tape), tape)
+        if labels is not None and self.classes is not None and (tape is None or tape.order == 0):
+            h = h + self.classes(labels)
+        embedding: Tensor = self.act2(h, tape)
+        return embedding
+
+    def factors(self, gamma: Series) -> tuple[Series, Series, Series]:
+        """Return the series of skip, gain and scale in ε = skip x̄ + gain F(scale x̄)."""
+        std = PREDICTIONS[self.config.prediction](self.config.data_std)
+        if math.isinf(std):
+            zero = 0.0 * gamma
+            return zero, 1.0 + zero, 1.0 / sqrt(1.0 + gamma * gamma)
+        total = std**2 + gamma * gamma
+        scale = 1.0 / sqrt(total)
+        return gamma / total, std * scale, scale
+
+    def forward(self, xbar: Tensor, gamma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return ε of shape (N, colours, H, W).
+
+        Parameters
+        ----------
+        xbar
+            States x/α, (N, colours, H, W).
+        gamma
+            Noise-to-signal ratios, (N, 1, 1, 1) or a single one.
+        labels
+            Classes (N,); the number of classes means none.
+        """
+        return Expansion(self, Series([gamma]), labels).push(xbar)
+
+
+class Expansion:
+    """The Taylor coefficients of ε along a path, one after the other; the argument of ``Model.expand``.
+
+    Attributes
+    ----------
+    features
+        The coefficients of the last features of the U-Net, (N, channels, H, W).
+    embeddings
+        The coefficients of the embedding, (N or 1, width).
+    """
+
+    def __init__(self, network: ScoreNetwork, gamma: Series, labels: Tensor | None = None) -> None:
+        self.features: list[Tensor] = []
+        self.embeddings: list[Tensor] = []
+        self._network, self._labels = network, labels
+        self._waves = network.waves(gamma)
+        self._skip, self._gain, self._scale = (f.coefficients for f in network.factors(gamma))
+        self._path: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._tape = Tape() if len(gamma) > 1 else None
+
+    def push(self, coefficient: Tensor) -> Tensor:
+        """Take the next coefficient of x̄, (N, colours, H, W), return that of ε."""
+        j = len(self._path)
+        if self._tape is not None:
+            self._tape.advance()
+        self._path.append(coefficient)
+        waves = self._waves[j].to(coefficient)
+        embedding = self._network.embed(waves, self._labels, self._tape)
+        scaled = torch.as_tensor(convolve(self._path, self._scale, j))
+        output, features = self._network.unet(scaled, embedding, self._tape)
+        self._outputs.append(output)
+        self.features.append(features)
+        self.embeddings.append(embedding)
+        skip, gain = convolve(self._path, self._skip, j), convolve(self._outputs, self._gain, j)
+        return torch.as_tensor(skip + gain)
