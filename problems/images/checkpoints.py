@@ -105,11 +105,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def fill(module: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     """Copy the weights of a checkpoint into a module of its architecture."""
-    try:
-        module.load_state_dict(checkpoint.tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"{path} does not fit the architecture on its card: {reason}") from None
+    wanted = {name: t.shape for name, t in module.state_dict().items()}
+    found = {name: t.shape for name, t in checkpoint.tensors.items()}
+    odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    if odd:
+        raise CheckpointError(
+            f"{path} does not fit the architecture on its card ({len(odd)} tensors, {odd[0]} among them)"
+        )
+    module.load_state_dict(checkpoint.tensors)
 
 
 def _digest(path: Path) -> str:

@@ -19,7 +19,8 @@ from problems.console import Parser, UsageError, attempt, device, positive
 from problems.images import checkpoints
 from problems.images.head import PARAMETERISATIONS, Head, HeadConfig
 from problems.images.score import load
-from problems.images.train import MIXTURES, Samples, add_recipe, card, recipe, samples, typed
+from problems.images.sources import MIXTURES, Samples, samples
+from problems.images.train import add_recipe, card, recipe, typed
 from problems.images.training import Recipe, fit, stratified
 from problems.images.unet import Expansion, ScoreNetwork
 from problems.score import follow

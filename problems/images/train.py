@@ -6,92 +6,20 @@ import dataclasses
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from problems.console import Parser, UsageError, attempt, device, positive
-from problems.images import checkpoints, data
+from problems.images import checkpoints
+from problems.images.sources import Samples, samples
 from problems.images.training import DECAYS, Recipe, fit, stratified
 from problems.images.unet import EMBEDDINGS, PREDICTIONS, Config, ScoreNetwork
-from problems.makers import digits_gaussians
-from problems.mixture import Mixture
 from problems.schedule import VP, Schedule
-
-MIXTURES: dict[str, Callable[[], Mixture]] = {"digits-gaussians": digits_gaussians}
-"""Distributions that a network can be trained on endless samples of, by name."""
-
-
-class Samples(NamedTuple):
-    """What a network is trained on.
-
-    Attributes
-    ----------
-    draw
-        Returns n clean images, (n, C, H, W), float32, and their classes, from a source of randomness.
-    shape
-        Shape (C, H, W) of an image.
-    std
-        Standard deviation of the images, per dimension.
-    classes
-        Number of classes; 0 without labels.
-    card
-        What the card of a checkpoint says of them.
-    """
-
-    draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
-    shape: torch.Size
-    std: float
-    classes: int
-    card: dict[str, Any]
-
-
-def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
-    """Return the data of a name: a mixture of ``MIXTURES``, ``digits``, or a path (see ``data.load``).
-
-    Parameters
-    ----------
-    name
-        The name or path.
-    noise
-        Standard deviation of Gaussian noise that widens every image, anew whenever it is drawn.
-    flip
-        Whether half of the images are mirrored.
-
-    Raises
-    ------
-    UsageError
-        If the data cannot be read.
-    """
-    if name in MIXTURES:
-        mixture = MIXTURES[name]()
-
-        def endless(n: int, source: torch.Generator) -> tuple[Tensor, None]:
-            return mixture.sample(n, generator=source).float(), None
-
-        return Samples(endless, mixture.event_shape, mixture.data_std, 0, {"name": name})
-    try:
-        images = data.load(name)
-    except data.DataError as error:
-        raise UsageError(str(error)) from error
-    everything = images.batch(torch.arange(min(len(images), 10_000)))
-    spread = float(everything.double().var(0, unbiased=False).mean())
-
-    def draw(n: int, source: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        index = torch.randint(len(images), (n,), generator=source)
-        x = images.batch(index)
-        x = x + noise * torch.randn(x.shape, generator=source)
-        if flip:
-            mirrored = torch.rand(n, 1, 1, 1, generator=source) < 0.5
-            x = torch.where(mirrored, x.flip(-1), x)
-        return x, None if images.labels is None else images.labels[index]
-
-    card = {"name": images.name, "sha256": images.digest, "images": len(images), "noise": noise, "flip": flip}
-    return Samples(draw, images.shape, (spread + noise**2) ** 0.5, images.classes, card)
 
 
 def train(
