@@ -88,7 +88,7 @@ def test_coefficients_of_silu():
 
 @pytest.mark.parametrize("shift", [-30.0, 30.0])
 def test_coefficients_of_silu_far_out(shift):
-    """Where the sigmoid is saturated: s - s² is off by a rounding of 1, of which 30 make 3e-15 of the slope."""
+    """Where the sigmoid is saturated: s - s² is off by a rounding of 1, and the slope by 30 of them."""
     x = path((3, 5))
     x[0] = x[0] + shift
     for value, truth in zip(through(SiLU(), x), exact(silu, x), strict=True):

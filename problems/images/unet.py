@@ -105,8 +105,11 @@ class Config:
             if getattr(self, field) not in table:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose from {', '.join(table)}")
         halvings = len(self.multipliers) - 1
-        if min(self.channels, self.blocks, self.colours, *self.multipliers) < 1 or self.channels % 8:
+        counts = (self.channels, self.blocks, self.colours, *(self.multipliers or (0,)))
+        if min(counts) < 1 or self.channels % 8:
             raise ValueError("channels must be a multiple of 8; blocks, colours and multipliers at least 1")
+        if self.classes < 0 or not 0.0 < self.data_std < math.inf:
+            raise ValueError("classes must not be negative, data_std must be positive and finite")
         if self.size < 1 or self.size % 2**halvings:
             raise ValueError(
                 f"images of size {self.size} cannot be halved {halvings} times; use fewer multipliers"
