@@ -53,7 +53,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> 
     card
         JSON values.
     """
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     atomically(path, lambda file: save_file(plain, file))
     text = json.dumps({**card, "sha256": _digest(path)}, indent=2) + "\n"
     atomically(path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
@@ -83,7 +83,7 @@ def load(path: Path, kind: str) -> Checkpoint:
     try:
         card = json.loads(beside.read_text(encoding="utf-8"))
         found = card["kind"], card["sha256"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{beside} is not the card of a checkpoint") from None
     if found[0] != kind:
         raise CheckpointError(f"{path} is a {found[0]}, where a {kind} is needed")
