@@ -6,12 +6,15 @@ The ablations of Table 2 and the derivative-free objective of App. D are options
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -139,7 +142,7 @@ def distil(
     """
     aim = objective or Objective()
     schedule, shape = network.schedule, network.config
-    teacher = network.to(place or torch.device("cpu")).requires_grad_(False)
+    teacher = copy.deepcopy(network).to(place or torch.device("cpu")).requires_grad_(False)
     torch.manual_seed(recipe.seed)
     head = Head(config, shape.colours, shape.channels).to(place or torch.device("cpu"))
 
@@ -163,9 +166,11 @@ def distil(
         said: Tensor = head(teacher, xbar, gamma, fed, expansion.features[0], expansion.embeddings[0])
         return (WEIGHTS[aim.weight](gamma) * (said - target).square()).mean()
 
+    weights = safetensors.torch.save({k: v.cpu().contiguous() for k, v in network.state_dict().items()})
     identity = {
         "config": dataclasses.asdict(config),
         "objective": dataclasses.asdict(aim),
+        "network": [dataclasses.asdict(shape), repr(schedule), hashlib.sha256(weights).hexdigest()],
         "data": source.card,
     }
     fitted = fit(head, loss, recipe, state, identity, quiet=quiet)
@@ -219,8 +224,8 @@ def command(argv: Sequence[str] | None = None) -> int:
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
-        described = about_network["data"]
-        name = args.data or described["name"]
+        described = about_network.get("data", {})
+        name = args.data or described.get("name", "data that its card does not name")
         if args.data is None and name != "digits" and name not in MIXTURES:
             raise UsageError(f"{args.network} was trained on {name}; type --data and the path to it")
         source = samples(name, described.get("noise", 0.0), flip=described.get("flip", False))

@@ -133,8 +133,8 @@ def fit(
     Raises
     ------
     UsageError
-        If ``state`` belongs to another run.
-    ArithmeticError
+        If ``state`` belongs to another run or is damaged.
+    FloatingPointError
         If the loss is not finite.
     """
     mine = json.dumps({**identity, "recipe": asdict(recipe)}, sort_keys=True)
@@ -159,7 +159,7 @@ def fit(
             losses.append(float(torch.stack(recent).mean()))
             recent.clear()
             if not math.isfinite(losses[-1]):
-                raise ArithmeticError(
+                raise FloatingPointError(
                     f"the loss is {losses[-1]} near step {step + 1}; lower the learning rate"
                 )
             if (step + 1) % (every - every % RECORD or RECORD) == 0 and step + 1 < recipe.steps:
@@ -193,7 +193,10 @@ def _resume(
     optimiser: torch.optim.Adam,
     losses: list[float],
 ) -> int:
-    tensors, about = checkpoints.read(path)
+    try:
+        tensors, about = checkpoints.read(path)
+    except checkpoints.CheckpointError as error:
+        raise UsageError(f"{error}; remove it and train anew") from error
     if about.get("identity") != identity:
         raise UsageError(f"{path} belongs to a run with other settings; remove it or give another --out")
 
