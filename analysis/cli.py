@@ -22,9 +22,10 @@ from torch import Tensor
 
 from analysis import plots, tables
 from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
-from analysis.problems import PROBLEMS, Problem, latents
+from analysis.problems import PROBLEMS, checkpoint, latents
 from analysis.reference import reference
 from analysis.study import Store, package_version
+from problems import Problem
 from problems.console import Parser, UsageError, attempt, device, positive
 from problems.files import atomically
 from solvers.adaptive_taylor import AdaptiveTaylor
@@ -36,11 +37,15 @@ def parser(name: str, description: str, examples: str) -> Parser:
     """Return a parser with the arguments that all experiments share."""
     p = Parser(f"analysis.{name}", description, examples)
     group = p.add_argument_group("common arguments")
-    group.add_argument("--problem", default="toy", help=f"what to solve: {', '.join(PROBLEMS)}")
+    group.add_argument(
+        "--problem", default="toy", help=f"what to solve: {', '.join(PROBLEMS)}, or the path of a checkpoint"
+    )
     group.add_argument("--samples", type=positive, default=1000, help="number of trajectories")
     group.add_argument("--seed", type=int, default=0, help="seed of the initial states and of all noise")
     group.add_argument("--device", default="cpu", help="torch device on which the methods run")
-    group.add_argument("--dtype", default="float64", choices=DTYPES, help="precision in which they run")
+    group.add_argument(
+        "--dtype", choices=DTYPES, help="precision in which they run (default: float64; float32 for networks)"
+    )
     group.add_argument(
         "--out", type=Path, default=Path("results"), help="folder of figures, tables, manifests and the store"
     )
@@ -95,9 +100,11 @@ class Session:
     args
         The parsed arguments.
     problem
-        The problem, float64 on the CPU: references and initial states are made from it.
+        The problem on the CPU: references and initial states are made from it. Exact ones are in float64.
     working
         The same problem in the dtype and on the device in which methods run.
+    dtype
+        The precision in which methods run.
     store
         The results store.
     """
@@ -106,6 +113,7 @@ class Session:
     args: argparse.Namespace
     problem: Problem
     working: Problem
+    dtype: torch.dtype
     store: Store
 
     @property
@@ -116,7 +124,7 @@ class Session:
             "problem": a.problem,
             "samples": a.samples,
             "seed": a.seed,
-            "dtype": a.dtype,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "device": a.device,
         }
 
@@ -131,11 +139,6 @@ class Session:
         forms = None if names is None else [named("form", flows, name) for name in names]
         return crossed(self.methods(), forms, [named("grid", GRIDS, name) for name in self.args.grids])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision in which methods run."""
-        return DTYPES[self.args.dtype]
-
     def cast(self, x: Tensor) -> Tensor:
         """Return states in the dtype and on the device in which methods run."""
         return x.to(device=self.args.device, dtype=self.dtype)
@@ -147,8 +150,10 @@ class Session:
     @property
     def parts(self) -> tuple[object, ...]:
         """What every result of the run rests on, whatever the method; see ``study.Cell``."""
-        maker = inspect.getsource(PROBLEMS[self.args.problem])
-        return (maker, self.problem, self.problem.schedule, reference, AdaptiveTaylor)
+        maker = PROBLEMS.get(self.args.problem)
+        source = "" if maker is None else inspect.getsource(maker)
+        problem = self.problem
+        return (source, problem, problem.schedule, *problem.parts, reference, AdaptiveTaylor)
 
     def latents(self) -> Tensor:
         """Return the initial states of all trajectories, float64, on the CPU."""
@@ -190,9 +195,25 @@ def main(
 
 
 def _session(name: str, args: argparse.Namespace) -> Session:
-    problem = named("problem", PROBLEMS, args.problem)()
-    working = problem.to(torch.empty(0, dtype=DTYPES[args.dtype], device=device(args.device)))
-    return Session(name, args, problem, working, Store(args.out / "store.sqlite"))
+    place = device(args.device)
+    problem = _problem(args.problem)
+    dtype = DTYPES[args.dtype] if args.dtype else problem.dtype
+    working = problem.to(torch.empty(0, dtype=dtype, device=place))
+    problem = problem.to(torch.empty(0, dtype=torch.promote_types(problem.dtype, dtype)))
+    return Session(name, args, problem, working, dtype, Store(args.out / "store.sqlite"))
+
+
+def _problem(name: str) -> Problem:
+    if name in PROBLEMS:
+        return PROBLEMS[name]()
+    if not name.endswith(".safetensors"):
+        raise UsageError(
+            f"unknown problem {name!r}; choose from {', '.join(PROBLEMS)}, or type the path of a checkpoint"
+        )
+    try:
+        return checkpoint(Path(name))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _manifest(prog: str, args: argparse.Namespace, seconds: float) -> dict[str, Any]:

@@ -24,15 +24,18 @@ from torch import Tensor
 from analysis import plots, tables
 from analysis.cli import Session, add_factors, add_solvers, main, parser
 from analysis.methods import Grid, Method
+from analysis.problems import Features, features
 from analysis.reference import reference
 from analysis.statistics import Bootstrap, Interval, medians, share
 from analysis.study import Cell, run
-from problems import Mixture, denoise
+from problems import Mixture, Tariff, denoise
 from problems.console import Parser, UsageError, positive
+from solvers import Adams, Taylor
 from solvers.adaptive import Adaptive
 
 DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "tab-deis2", "adams22", "rk45")
 BUDGETS = (5, 10, 15, 20, 25)
+BILLS = {"nfe": (False,), "cost": (True,), "both": (False, True)}
 SWITCH = {"off": (False,), "on": (True,), "both": (False, True)}
 WHOLE = Grid("own", lambda _, schedule: torch.tensor([schedule.start, schedule.stop], dtype=torch.float64))
 """The grid of a method that chooses its own steps."""
@@ -52,6 +55,8 @@ class Row:
         The NFE or the steps that it may take; None where it takes what it needs.
     steps
         The steps that the budget pays for.
+    billed
+        Whether derivatives are billed at their cost.
     encode_steps
         The same on the way to the latents; 0 where that way is not gone.
     note
@@ -61,6 +66,7 @@ class Row:
     solver: str
     method: Method
     budget: int | None
+    billed: bool = False
     steps: int = 0
     encode_steps: int = 0
     note: str = ""
@@ -75,6 +81,7 @@ class Row:
             "grid": m.grid.name,
             "afs": m.afs,
             "denoise": m.denoise,
+            "billed": self.billed,
         }
 
 
@@ -100,6 +107,12 @@ def arguments() -> Parser:
         help=f"budgets of score evaluations (default: {typical}, and 50 with --encode)",
     )
     budget.add_argument("--steps", nargs="+", type=positive, help="numbers of steps, instead of budgets")
+    p.add_argument(
+        "--bill",
+        choices=BILLS,
+        default="nfe",
+        help="whether a budget pays for score evaluations alone, or for derivatives and heads at their cost",
+    )
     p.add_argument("--afs", choices=SWITCH, default="off", help="analytical first step (saves one NFE)")
     p.add_argument("--denoise", choices=SWITCH, default="off", help="final denoising (costs one NFE)")
     p.add_argument("--encode", action="store_true", help="measure encoding and decoding there and back")
@@ -131,8 +144,12 @@ def experiment(session: Session) -> Sequence[Path]:
     def target(denoised: bool) -> Tensor:
         return denoise(problem, exact()[0], stop) if denoised else exact()[0]
 
+    @cache
+    def seen() -> Features | None:
+        return features(problem)
+
     def measure(row: Row) -> dict[str, Any]:
-        arrays = end_point(session, row, begin(), target(row.method.denoise))
+        arrays = end_point(session, row, begin(), target(row.method.denoise), seen())
         return {**arrays, "reference_error": np.array(exact()[1])}
 
     measured = [i for i, row in enumerate(rows) if not row.note]
@@ -155,12 +172,16 @@ def experiment(session: Session) -> Sequence[Path]:
     bootstrap = Bootstrap(args.samples)
     unit = "steps" if args.steps else "nfe"
     columns: dict[str, Any] = {
-        **{name: [int(r.arrays[name]) for r in results] for name in ("nfe", "jvp", "encode_nfe")},
+        **{name: [int(r.arrays[name]) for r in results] for name in ("nfe", "jvp", "head", "encode_nfe")},
         **_interval("error", bootstrap.means(errors)),
         **_interval("median", medians(errors)),
         **_interval("ratio", paired([rows[i] for i in measured], errors, bootstrap)),
         "reference_error": [float(r.arrays["reference_error"]) for r in results],
     }
+    if "feature_error" in results[0].arrays:
+        apart = np.stack([r.arrays["feature_error"] for r in results])
+        columns |= _interval("feature_error", bootstrap.means(apart))
+        columns |= _interval("feature_ratio", paired([rows[i] for i in measured], apart, bootstrap))
     if isinstance(problem, Mixture):
         flips = np.array([share(r.arrays["flip"].sum(), args.samples) for r in results]).T
         columns |= _interval("flips", Interval(*flips))
@@ -180,7 +201,7 @@ def experiment(session: Session) -> Sequence[Path]:
     # A denoised state is one at γ = 0, where α = 1.
     table["error_xbar"] = table["error"] / np.where(table["denoise"], 1.0, problem.schedule.alpha(stop))
 
-    report(table, f"{unit}_budget", args.encode)
+    report(table, f"{unit}_budget", args.encode, problem.tariff)
     return session.save(table, draw(table, session))
 
 
@@ -207,18 +228,22 @@ def plan(session: Session) -> list[Row]:
             for denoised in SWITCH[args.denoise]:
                 methods.setdefault(replace(method, afs=afs, denoise=denoised), name)
 
-    def row(name: str, method: Method, budget: int | None) -> Row:
+    def row(name: str, method: Method, budget: int | None, billed: bool) -> Row:
+        tariff = session.problem.tariff if billed else Tariff()
         try:
             there = replace(method, afs=False, denoise=False)
-            steps = _steps(session, method, budget)
-            return Row(name, method, budget, steps, _steps(session, there, budget) if args.encode else 0)
+            steps = _steps(session, method, budget, tariff)
+            encode_steps = _steps(session, there, budget, tariff) if args.encode else 0
+            return Row(name, method, budget, billed, steps, encode_steps)
         except ValueError as reason:
-            return Row(name, method, budget, note=str(reason))
+            return Row(name, method, budget, billed, note=str(reason))
 
     budgets = dict.fromkeys(args.steps or args.nfe or ((*BUDGETS, 50) if args.encode else BUDGETS))
     rows = [
-        row(name, method, budget)
+        row(name, method, budget, billed)
         for method, name in methods.items()
+        for billed in BILLS[args.bill]
+        if not billed or _derivatives(method) or args.bill == "cost"
         for budget in ([None] if isinstance(method.solver, Adaptive) else budgets)
     ]
     if all(row.note for row in rows):
@@ -227,18 +252,24 @@ def plan(session: Session) -> list[Row]:
     return rows
 
 
-def _steps(session: Session, method: Method, budget: int | None) -> int:
+def _derivatives(method: Method) -> bool:
+    return isinstance(method.solver, Taylor | Adams) and method.solver.p > 1
+
+
+def _steps(session: Session, method: Method, budget: int | None, tariff: Tariff) -> int:
     """Return the steps of a method under a budget; a ValueError says why there are none."""
     if budget is None:
         return 1
     if not session.args.steps:
-        return method.steps(session.problem, budget)
+        return method.steps(session.problem, budget, tariff)
     if budget < method.solver.reach:
         raise ValueError(f"needs at least {method.solver.reach} steps, so {budget} are too few")
     return budget
 
 
-def end_point(session: Session, row: Row, begin: Tensor, target: Tensor) -> dict[str, Any]:
+def end_point(
+    session: Session, row: Row, begin: Tensor, target: Tensor, features: Features | None
+) -> dict[str, Any]:
     """Measure one row: how far from where it should be each trajectory ends, in data space.
 
     Parameters
@@ -251,11 +282,13 @@ def end_point(session: Session, row: Row, begin: Tensor, target: Tensor) -> dict
         The states to begin with: latents, or the states to be encoded; (samples, *event), float64.
     target
         The states to end at, of the same shape.
+    features
+        Features of images, in which errors are measured too.
 
     Returns
     -------
-    Arrays by name: the L2 errors (samples,), the bill and, on a mixture, whether the trajectory ends nearest
-    to another component than the exact one does (samples,).
+    Arrays by name: the L2 errors (samples,), the bill, the errors in features and, on a mixture, whether the
+    trajectory ends nearest to another component than the exact one does (samples,).
     """
     score, schedule = session.working, session.problem.schedule
     x, before = session.cast(begin), score.spent
@@ -269,8 +302,11 @@ def end_point(session: Session, row: Row, begin: Tensor, target: Tensor) -> dict
         "error": (x - target).flatten(1).norm(dim=1).numpy(),
         "nfe": np.array(back.nfe),
         "jvp": np.array(back.jvp),
+        "head": np.array(back.head),
         "encode_nfe": np.array(there.nfe),
     }
+    if features is not None:
+        arrays["feature_error"] = (features(x) - features(target)).norm(dim=1).numpy()
     if isinstance(session.problem, Mixture):
         alpha = 1.0 if row.method.denoise else schedule.alpha(schedule.stop)
         nearest = session.problem.nearest
@@ -282,7 +318,8 @@ def paired(rows: Sequence[Row], errors: Any, bootstrap: Bootstrap) -> Interval:
     """Return the ratio of mean errors to DDIM's under the same budget and factors, NaN where it is not."""
 
     def key(row: Row) -> tuple[Any, ...]:
-        return (*list(row.factors.values())[1:], row.budget)
+        factors = {k: v for k, v in row.factors.items() if k not in ("solver", "billed")}
+        return (*("ddim" if v == "distilled" else v for v in factors.values()), row.budget)
 
     base = {key(row): i for i, row in enumerate(rows) if row.solver == "ddim"}
     there = [i for i, row in enumerate(rows) if key(row) in base]
@@ -292,7 +329,7 @@ def paired(rows: Sequence[Row], errors: Any, bootstrap: Bootstrap) -> Interval:
     return Interval(*ratio)
 
 
-def report(table: pd.DataFrame, budget: str, encode: bool) -> None:
+def report(table: pd.DataFrame, budget: str, encode: bool, tariff: Tariff) -> None:
     """Print means, medians with mode flips, and ratios to DDIM: a line per curve, a column per budget."""
     what = "decoded samples in x" if encode else "the end point in x at t_cut"
     unit = "NFE" if budget == "nfe_budget" else "steps"
@@ -305,17 +342,27 @@ def report(table: pd.DataFrame, budget: str, encode: bool) -> None:
         if (given["jvp"] > 0).any():
             spent = ", ".join(dict.fromkeys(given["solver"][given["jvp"] > 0]))
             notes.append(f"{spent}: Jacobian-vector products come on top of the NFE (column jvp)")
+        if given["billed"].any():
+            notes.append(
+                f"billed: a derivative costs {tariff.jvp:.3f} NFE, a call of the head {tariff.head:.3f}"
+            )
         if given["denoise"].any():
             notes.append("denoised ends are compared with denoised exact ones, at t = 0")
         if not encode:
-            notes.append(f"reference: adaptive Taylor, own error {table['reference_error'].max():.1e}")
+            notes.append(f"reference: own error {table['reference_error'].max():.1e}")
         title = f"Mean L2 error of {what} (95%){_common(given)}"
-        tables.show(title, _wide(given, budget, unit, _mean), notes)
+        tables.show(title, _wide(given, budget, unit, _interval_of("error")), notes)
         tables.show(f"The same, {middle}", _wide(given, budget, unit, _middle))
+        if "feature_error" in given:
+            title = "The same in the features of the digits classifier, mean (95%)"
+            tables.show(title, _wide(given, budget, unit, _interval_of("feature_error")))
         compared = given[(given["solver"] != "ddim") & given["ratio"].notna()]
         if len(compared):
             title = "Mean error as a multiple of DDIM's on the same trajectories (95%)"
-            tables.show(title, _wide(compared, budget, unit, _ratio))
+            tables.show(title, _wide(compared, budget, unit, _interval_of("ratio")))
+        if len(compared) and "feature_ratio" in compared:
+            title = "The same in the features of the digits classifier (95%)"
+            tables.show(title, _wide(compared, budget, unit, _interval_of("feature_ratio")))
     if len(own):
         lines = [
             {
@@ -323,7 +370,7 @@ def report(table: pd.DataFrame, budget: str, encode: bool) -> None:
                 "form": row["form"],
                 **{f: _word(row[f]) for f in _varying(own) if f != "form"},
                 "NFE": f"{row['nfe']:g}",
-                "mean error (95%)": _mean(row),
+                "mean error (95%)": _interval_of("error")(row),
                 middle: _middle(row),
             }
             for _, row in own.iterrows()
@@ -334,7 +381,7 @@ def report(table: pd.DataFrame, budget: str, encode: bool) -> None:
 
 def _varying(table: pd.DataFrame) -> list[str]:
     """Return the factors that are worth a column: most methods have one form, AFS and denoising are off."""
-    return [f for f in ("form", "afs", "denoise") if len(set(table[f])) > 1]
+    return [f for f in ("form", "afs", "denoise", "billed") if len(set(table[f])) > 1]
 
 
 def _common(table: pd.DataFrame) -> str:
@@ -353,12 +400,8 @@ def _wide(table: pd.DataFrame, budget: str, unit: str, text: Callable[[Any], str
     return pd.DataFrame(list(lines.values())).fillna("-")
 
 
-def _mean(row: Any) -> str:
-    return tables.interval(row["error"], row["error_low"], row["error_high"])
-
-
-def _ratio(row: Any) -> str:
-    return tables.interval(row["ratio"], row["ratio_low"], row["ratio_high"])
+def _interval_of(name: str) -> Callable[[Any], str]:
+    return lambda row: tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def _middle(row: Any) -> str:
@@ -378,37 +421,51 @@ def _reasons(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def draw(table: pd.DataFrame, session: Session) -> Figure:
-    """Draw error against NFE: a column of panels per grid, a row per form (if crossed), AFS and denoising."""
-    factors = [*(["form"] if session.args.forms else []), "afs", "denoise"]
-    rows = table[table["note"] == ""]
+    """Draw error against NFE: a column of panels per grid, a row per form (if crossed) and other factor."""
+    factors = [*(["form"] if session.args.forms else []), "afs", "denoise", "billed"]
+    rows = table[table["note"] == ""].assign(cost=lambda r: _cost(r, session.problem.tariff))
     grids = [g for g in dict.fromkeys(rows["grid"]) if g != WHOLE.name] or [WHOLE.name]
-    variants = rows[factors].drop_duplicates()
+    measures = {"error": "mean $L_2$ error", "feature_error": "error in features"}
+    lines = [
+        (variant, measure)
+        for measure in measures
+        if measure in rows
+        for _, variant in rows[factors].drop_duplicates().iterrows()
+    ]
     what = "of decoded samples" if session.args.encode else "at $t_{cut}$"
-    band = ("error_low", "error_high")
     with plots.style():
-        size = (plots.WIDTH, 0.6 + 2.0 * len(variants))
-        figure, axes = plots.panels(len(variants), len(grids), figsize=size, sharex=True, sharey=True)
-        for line, (_, variant) in zip(axes, variants.iterrows(), strict=True):
-            here = rows[(rows[factors] == variant).all(axis=1)]
+        size = (plots.WIDTH, 0.6 + 2.0 * len(lines))
+        figure, axes = plots.panels(len(lines), len(grids), figsize=size, sharex=True, sharey="row")
+        for line, (variant, measure) in zip(axes, lines, strict=True):
+            free = {**variant, "billed": False}
+            plain = (rows[factors] == pd.Series(free)).all(axis=1) & (rows["jvp"] + rows["head"] == 0)
+            here = rows[(rows[factors] == variant).all(axis=1) | plain]
+            band = (f"{measure}_low", f"{measure}_high")
             for ax, grid in zip(line, grids, strict=True):
                 shown = here[here["grid"].isin([grid, WHOLE.name])]
-                plots.curves(ax, shown, "nfe", "error", band=band, among=list(rows["solver"]))
+                place = "cost" if variant["billed"] else "nfe"
+                plots.curves(ax, shown, place, measure, band=band, among=list(rows["solver"]))
                 ax.set(xscale="log", yscale="log", title=_title(grid, variant))
                 ax.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
                 ax.set_xticks([], minor=True)
                 ax.set_xlim(0.9 * rows["nfe"].min(), 1.1 * rows["nfe"].max())
-            line[0].set_ylabel(f"mean $L_2$ error {what}")
+            line[0].set_ylabel(f"{measures[measure]} {what}")
         for ax in axes[-1]:
             ax.set_xlabel("NFE each way" if session.args.encode else "NFE")
         plots.legend_below(figure, list(axes.flat), columns=4)
         return figure
 
 
+def _cost(rows: pd.DataFrame, tariff: Tariff) -> pd.Series[float]:
+    cost: pd.Series[float] = rows["nfe"] + tariff.jvp * rows["jvp"] + tariff.head * rows["head"]
+    return cost
+
+
 def _title(grid: str, variant: Any) -> str:
     words = [f"{grid} grid"]
     if "form" in variant:
         words.append(f"{variant['form']} form")
-    extras = {"afs": "AFS", "denoise": "denoised"}
+    extras = {"afs": "AFS", "denoise": "denoised", "billed": "all billed"}
     return ", ".join(words + [word for name, word in extras.items() if variant[name]])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from problems import (
 )
 from problems import denoise as denoise_step
 from problems.schedule import Schedule
-from problems.score import Bill, Push
+from problems.score import Bill, Push, Tariff
 from problems.series import Series
 from solvers import (
     RK4,
@@ -102,6 +103,7 @@ FORMS = {
         Coordinates("pf", lambda score, _: ProbabilityFlow(score), variable="t"),
         Coordinates("data", lambda score, _: Preconditioned(score, 0.0)),
         Coordinates("preconditioned", lambda score, _: Preconditioned(score, score.data_std)),
+        Coordinates("distilled", lambda score, _: DDIM(score.distilled), exact=False),
         Coordinates("ideal-ddim", lambda score, _: DDIM(Ideal(score)), exact=False),
         Coordinates("ideal-pf", lambda score, _: ProbabilityFlow(Ideal(score)), variable="t", exact=False),
         Coordinates("sde", ReverseSDE),
@@ -221,11 +223,13 @@ class Method:
         self.sample(rehearsal, steps, torch.zeros(1, 1, dtype=torch.float64))
         return rehearsal.spent
 
-    def steps(self, model: Model, nfe: int) -> int:
-        """Return the most steps that a budget of score evaluations pays for.
+    def steps(self, model: Model, nfe: int, tariff: Tariff = Tariff()) -> int:
+        """Return the most steps that a budget pays for.
 
-        A multistep method must at least get through its starting steps. A method that chooses its own
-        steps gets the whole interval as one.
+        Score evaluations never exceed the budget. What derivatives cost besides is billed to the nearest
+        step, as the paper does (Sec. 5: N = round(NFE/(1 + overhead))); half a step is not begun. A
+        multistep method must at least get through its starting steps. A method that chooses its own steps
+        gets the whole interval as one.
 
         Parameters
         ----------
@@ -233,6 +237,8 @@ class Method:
             The model, for its prices (guidance doubles them).
         nfe
             The budget, in score evaluations per sample.
+        tariff
+            What derivatives cost; nothing by default.
 
         Raises
         ------
@@ -241,16 +247,26 @@ class Method:
         """
         if isinstance(self.solver, Adaptive):
             return 1
+
+        @cache
+        def bill(steps: int) -> Bill:
+            return self.bill(model, steps)
+
+        def affordable(steps: int) -> bool:
+            cost = bill(steps).cost(tariff)
+            half = 0.5 * (bill(steps + 1).cost(tariff) - cost)
+            return bill(steps).nfe <= nfe and (cost <= nfe or cost - nfe < half - 1e-9)
+
         least = max(1, self.solver.reach)
-        needed = self.bill(model, least).nfe
-        if needed > nfe:
-            raise ValueError(f"needs at least {needed} NFE ({least} steps), so {nfe} are too few")
+        if not affordable(least):
+            needed = bill(least).cost(tariff)
+            raise ValueError(f"needs at least {needed:g} NFE ({least} steps), so {nfe} are too few")
         low, high = least, 2 * least
-        while self.bill(model, high).nfe <= nfe:
+        while affordable(high):
             low, high = high, 2 * high
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.bill(model, middle).nfe <= nfe else (low, middle)
+            low, high = (middle, high) if affordable(middle) else (low, middle)
         return low
 
 
@@ -259,7 +275,14 @@ class _Rehearsal(Source):
 
     def __init__(self, model: Model) -> None:
         super().__init__(model.schedule, model.data_std)
+        self.model = model
         self.price = model.price  # type: ignore[method-assign]
+
+    @property
+    def distilled(self) -> _Rehearsal:
+        rehearsal = _Rehearsal(self.model.distilled)
+        rehearsal.charge = self.charge  # type: ignore[method-assign]
+        return rehearsal
 
     def _expand(self, gamma: Series) -> Push:
         return torch.zeros_like
@@ -275,6 +298,7 @@ METHODS = {
     "f-pndm": Method(Adams(4, clock=Index(), start=RK4(Time()))),
     "euler-maruyama": Method(EulerMaruyama(), FORMS["sde"]),
     "rk45": Method(RK45(), FORMS["pf"]),
+    "genie": Method(Taylor(2), FORMS["distilled"]),
     "ttm2-pf": Method(Taylor(2), FORMS["pf"]),
     "ttm2-ideal-ddim": Method(Taylor(2), FORMS["ideal-ddim"]),
     "ttm2-ideal-pf": Method(Taylor(2), FORMS["ideal-pf"]),

@@ -29,7 +29,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 
 LABELS = {
     "ddim": "DDIM",
-    "ttm2": "TTM-2 (GENIE)",
+    "ttm2": "TTM-2",
+    "genie": "GENIE (head)",
     "ttm3": "TTM-3",
     "ttm4": "TTM-4",
     "s-pndm": "S-PNDM",

@@ -5,22 +5,62 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from problems import Gaussian, Mixture, digits_mixture, smooth_mixture, toy_mixture
-
-Problem = Mixture | Gaussian
-"""An exact problem: a model that also knows its own distribution."""
+from problems import Gaussian, Problem, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
+from problems.images import classifier
+from problems.images.score import load, shipped
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "toy": toy_mixture,
     "smooth": smooth_mixture,
     "gaussian": lambda: Gaussian(torch.tensor([0.3, -0.2], dtype=torch.float64), 0.5),
     "digits-mixture": digits_mixture,
+    "digits-gaussians": digits_gaussians,
+    # Networks, with their heads: trained on digits-mixture, on the same with labels, on digits-gaussians.
+    "digits": lambda: shipped("digits"),
+    "digits-classes": lambda: shipped("digits-classes"),
+    "digits-gaussians-network": lambda: shipped("digits-gaussians"),
+    # Networks that are told the time by fast waves.
+    "digits-positional": lambda: shipped("digits-positional"),
+    "digits-fourier": lambda: shipped("digits-fourier"),
 }
 """Every problem of the suite by the name it is called by."""
+
+Features = Callable[[Tensor], Tensor]
+P = TypeVar("P", bound=Problem)
+
+
+def checkpoint(path: Path) -> Problem:
+    """Return the network of a checkpoint, with the head that lies beside it as ``NAME-head.safetensors``.
+
+    Raises
+    ------
+    problems.images.checkpoints.CheckpointError
+        If a file cannot be used.
+    """
+    head = path.with_name(f"{path.stem}-head.safetensors")
+    return load(path, head if head.exists() else None)[0]
+
+
+def features(problem: Problem) -> Features | None:
+    """Return the features in which images of a problem are compared; None where there are none.
+
+    Takes states (N, *event), returns float64 (N, d) on the CPU: what the digits classifier makes of them.
+    """
+    if problem.event_shape != torch.Size((1, 8, 8)):
+        return None
+    network = classifier.shipped()
+
+    def of(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return network.features(x.float().cpu()).double().clone()
+
+    return of
 
 
 def latents(problem: Problem, samples: int, seed: int) -> Tensor:
@@ -33,7 +73,7 @@ def latents(problem: Problem, samples: int, seed: int) -> Tensor:
     return problem.schedule.prior_std * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def between(problem: Problem, start: float, stop: float) -> Problem:
+def between(problem: P, start: float, stop: float) -> P:
     """Return the same problem with its schedule cut to [stop, start], the times that all grids cover.
 
     Raises

@@ -4,7 +4,7 @@ from problems.forms import DDIM, Flow, Form, Preconditioned, ProbabilityFlow, Re
 from problems.makers import digits, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
 from problems.mixture import Mixture
 from problems.schedule import EDM, VE, VP, CosineVP, Schedule
-from problems.score import Autodiff, Bill, Model, Source, denoise
+from problems.score import Autodiff, Bill, Model, Problem, Source, Tariff, denoise
 from problems.series import Series
 from problems.textbook import Gaussian
 from problems.wrappers import AnalyticFirst, Guided, GuidedHeads, Ideal
@@ -28,10 +28,12 @@ __all__ = [
     "Model",
     "Preconditioned",
     "ProbabilityFlow",
+    "Problem",
     "ReverseSDE",
     "Schedule",
     "Series",
     "Source",
+    "Tariff",
     "denoise",
     "digits",
     "digits_gaussians",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from problems.schedule import VP, Schedule
-from problems.score import Push, Source, align, like
+from problems.score import Problem, Push, Source, align, like
 from problems.series import Exponential, Scalar, Series
 
 # glibc hands freed blocks above a threshold back to the system, and every array of a large batch is then
@@ -382,7 +382,7 @@ def _rows(scalars: Series) -> Series:
     return Series([c.T if isinstance(c, Tensor) and c.ndim == 2 else c for c in scalars.coefficients])
 
 
-class Mixture(Source):
+class Mixture(Source, Problem):
     """The distribution p_0 = Σ wₖ N(mₖ, Σₖ), diffused by a schedule, with exact jets of every order.
 
     Parameters

@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -230,6 +231,44 @@ class Model(ABC):
     def __call__(self, x: Tensor, t: Scalar) -> Tensor:
         """Return ε(x, t)."""
         return self.jet(x, t)[0]
+
+
+class Problem(Model):
+    """A model together with what it is a model of: where states live, and how they are drawn.
+
+    Attributes
+    ----------
+    event_shape
+        Shape of one sample.
+    """
+
+    @property
+    @abstractmethod
+    def event_shape(self) -> torch.Size:
+        """Shape of one sample."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision in which it is evaluated unless another one is asked for."""
+        return torch.float64
+
+    @abstractmethod
+    def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``n`` samples of p_t, shape (n, *event); t = None is the data distribution."""
+
+    @abstractmethod
+    def to(self, like: Tensor) -> Self:
+        """Return the same problem in the dtype and on the device of a tensor, with a bill of its own."""
+
+    @property
+    def tariff(self) -> Tariff:
+        """What derivatives cost in evaluations of ε; nothing where that was not measured."""
+        return Tariff()
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What determines the values of the model besides its name and its class; strings and types."""
+        return ()
 
 
 class Source(Model):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from problems.schedule import VP, Schedule
-from problems.score import Push, Source, align, like
+from problems.score import Problem, Push, Source, align, like
 from problems.series import Scalar, Series, convolve, sqrt
 
 
-class Gaussian(Source):
+class Gaussian(Source, Problem):
     """One Gaussian N(μ, s²I): ε = γ (x̄ - μ)/(s² + γ²), and the flow is known in closed form.
 
     With s = 0 (a single data point) DDIM is exact.

@@ -21,7 +21,8 @@ from torch import Tensor
 from problems.console import Parser, UsageError, attempt, device, positive
 from problems.images import checkpoints
 from problems.images.head import PARAMETERISATIONS, Head, HeadConfig
-from problems.images.score import load
+from problems.images.overhead import tariff
+from problems.images.score import Learned, load
 from problems.images.sources import MIXTURES, Samples, samples
 from problems.images.train import add_recipe, card, recipe, typed
 from problems.images.training import Recipe, fit, stratified
@@ -244,6 +245,7 @@ def command(argv: Sequence[str] | None = None) -> int:
             "objective": dataclasses.asdict(aim),
             "network": about_network["sha256"],
             "data": source.card,
+            "tariff": dataclasses.asdict(tariff(Learned(model.network, head=head))),
         }
         checkpoints.save(path, head.state_dict(), about)
         state.unlink(missing_ok=True)

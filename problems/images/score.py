@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +16,18 @@ from torch import Tensor
 from problems.images import checkpoints
 from problems.images.checkpoints import Checkpoint, CheckpointError
 from problems.images.head import Head, HeadConfig
-from problems.images.layers import nestable
+from problems.images.layers import Tape, nestable
+from problems.images.sources import Samples, samples
 from problems.images.unet import Config, Expansion, ScoreNetwork
 from problems.schedule import EDM, VE, VP, CosineVP, Schedule
-from problems.score import Autodiff, Bill, Push, Source, like
+from problems.score import Autodiff, Bill, Problem, Push, Source, Tariff, like
 from problems.series import Scalar, Series
 from problems.wrappers import Wrapper
 
 C = TypeVar("C", Config, HeadConfig)
 
 
-class Learned(Source):
+class Learned(Source, Problem):
     """A score network with its exact derivatives along any path, by Taylor series layer by layer.
 
     Parameters
@@ -36,6 +39,10 @@ class Learned(Source):
         that of all classes.
     head
         The head that was distilled from it, if there is one; see ``distilled``.
+    data
+        Returns what it was trained on, for ``sample``.
+    tariff
+        What derivatives cost in evaluations of the network.
 
     Raises
     ------
@@ -44,7 +51,12 @@ class Learned(Source):
     """
 
     def __init__(
-        self, network: ScoreNetwork, labels: int | Tensor | None = None, head: Head | None = None
+        self,
+        network: ScoreNetwork,
+        labels: int | Tensor | None = None,
+        head: Head | None = None,
+        data: Callable[[], Samples] | None = None,
+        tariff: Tariff = Tariff(),
     ) -> None:
         super().__init__(network.schedule, network.config.data_std)
         classes = network.config.classes
@@ -53,18 +65,29 @@ class Learned(Source):
         else:
             given = torch.as_tensor(labels).reshape(-1)
             if not classes or bool(((given < 0) | (given >= classes)).any()):
-                raise ValueError(
-                    f"the network knows the classes 0 to {classes - 1}" if classes else "no classes"
-                )
+                known = f"the classes 0 to {classes - 1}" if classes else "no classes; give no labels"
+                raise ValueError(f"the network knows {known}")
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.head = None if head is None else copy.deepcopy(head).eval().requires_grad_(False)
         self.labels = given
+        self._data = data
+        self._tariff = tariff
 
     @property
     def event_shape(self) -> torch.Size:
         """Shape (C, H, W) of the images."""
         config = self.network.config
         return torch.Size((config.colours, config.size, config.size))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the network, in which states of any are evaluated."""
+        return next(self.network.parameters()).dtype
+
+    @property
+    def tariff(self) -> Tariff:
+        """What derivatives cost, as it was measured when the head was distilled."""
+        return self._tariff
 
     @property
     def jet_order(self) -> int:
@@ -88,7 +111,36 @@ class Learned(Source):
 
     def labelled(self, labels: int | Tensor | None) -> Learned:
         """Return the score of other classes, by the same network and with a bill of its own."""
-        return Learned(self.network, labels, self.head)
+        return Learned(self.network, labels, self.head, self._data, self._tariff)
+
+    def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``n`` of the images that it was trained on, of all classes, diffused to t; float64.
+
+        Raises
+        ------
+        ValueError
+            If they are not at hand.
+        """
+        if self._data is None:
+            raise ValueError("the images that this network was trained on are not at hand")
+        source = generator or torch.Generator()
+        x0 = self._data().draw(n, source)[0].double()
+        if t is None:
+            return x0
+        noise = torch.randn(x0.shape, generator=source, dtype=torch.float64)
+        return self.schedule.alpha(t) * x0 + self.schedule.sigma(t) * noise
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The weights, the labels and the code of the layers."""
+        tensors = [*self.network.state_dict().values()]
+        tensors += [] if self.head is None else [*self.head.state_dict().values()]
+        tensors += [] if self.labels is None else [self.labels]
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(tensor.cpu().numpy().tobytes())
+        about = repr((self.network.config, self.schedule, None if self.head is None else self.head.config))
+        return (digest.hexdigest(), about, ScoreNetwork, Tape, Head)
 
     def to(self, like: Tensor) -> Learned:
         """Return the model in the dtype and on the device of a tensor."""
@@ -111,7 +163,8 @@ class Learned(Source):
         return Autodiff(eps, self.schedule, self.data_std)
 
     def _expand(self, gamma: Series) -> Push:
-        return Expansion(self.network, gamma, self.labels).push
+        push, dtype = Expansion(self.network, gamma, self.labels).push, self.dtype
+        return lambda coefficient: push(coefficient.to(dtype)).to(coefficient.dtype)
 
 
 class Distilled(Wrapper):
@@ -152,13 +205,14 @@ class Distilled(Wrapper):
                 )
             self._learned.charge(self.price(j))
             if j == 0:
-                said.extend((coefficient, expansion.push(coefficient)))
-                return said[1]
+                xbar = coefficient.to(self._learned.dtype)
+                said.extend((xbar, expansion.push(xbar)))
+                return said[1].to(coefficient.dtype)
             xbar, eps = said
             k: Tensor = self._head(
                 network, xbar, gamma[0], eps, expansion.features[0], expansion.embeddings[0]
             )
-            return k * gamma[1]
+            return k.to(coefficient.dtype) * gamma[1]
 
         return push
 
@@ -191,24 +245,43 @@ def load(path: Path, head: Path | None = None) -> tuple[Learned, dict[str, Any]]
         config = _config(Config, stored.card["config"])
         about = dict(stored.card["schedule"])
         network = ScoreNetwork(config, SCHEDULES[about.pop("name")](**about))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no network of this suite ({error})") from None
     checkpoints.fill(network, stored, path)
-    return Learned(network, head=None if head is None else _head(head, network, stored)), stored.card
+    about = stored.card.get("data", {})
+    data = functools.partial(
+        samples, about.get("name", ""), about.get("noise", 0.0), flip=about.get("flip", False)
+    )
+    if head is None:
+        return Learned(network, data=data), stored.card
+    trained, costs = _head(head, network, stored)
+    return Learned(network, head=trained, data=data, tariff=costs), stored.card
 
 
-def _head(path: Path, network: ScoreNetwork, about: Checkpoint) -> Head:
+def shipped(name: str) -> Learned:
+    """Return a network that comes with the suite, with its head if it has one.
+
+    Parameters
+    ----------
+    name
+        ``digits``, ``digits-classes``, ``digits-gaussians``, ``digits-positional`` or ``digits-fourier``.
+    """
+    folder = Path(__file__).parent / "weights"
+    head = folder / f"{name}-head.safetensors"
+    return load(folder / f"{name}.safetensors", head if head.exists() else None)[0]
+
+
+def _head(path: Path, network: ScoreNetwork, about: Checkpoint) -> tuple[Head, Tariff]:
     stored = checkpoints.load(path, "head")
     if stored.card.get("network") != about.card["sha256"]:
         raise CheckpointError(f"the head {path} was distilled from another network; distil one from this")
     try:
-        head = Head(
-            _config(HeadConfig, stored.card["config"]), network.config.colours, network.config.channels
-        )
+        config, costs = _config(HeadConfig, stored.card["config"]), Tariff(**stored.card["tariff"])
+        head = Head(config, network.config.colours, network.config.channels)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no head of this suite ({error})") from None
     checkpoints.fill(head, stored, path)
-    return head
+    return head, costs
 
 
 def _config(kind: Callable[..., C], values: dict[str, Any]) -> C:

@@ -1,0 +1,95 @@
+"""What derivatives of a network cost, timed as in App. C.2.5, in evaluations of the network."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from problems.images.score import Learned
+from problems.score import Model, Tariff
+
+WARM_UPS, PASSES = 5, 50
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per pass.
+
+    Attributes
+    ----------
+    seconds
+        One entry per pass.
+    """
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        """The median."""
+        return statistics.median(self.seconds)
+
+
+def timings(actions: dict[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
+    """Time actions in turn, so that whatever else the machine does is shared among them.
+
+    Parameters
+    ----------
+    actions
+        What to time, by name: 5 passes to warm up, then 50 timed ones, all actions in every pass.
+    device
+        Where they run; a GPU is waited for.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for n in range(WARM_UPS + PASSES):
+        for name, action in actions.items():
+            _wait(device)
+            began = time.perf_counter()
+            action()
+            _wait(device)
+            if n >= WARM_UPS:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: Timing(values) for name, values in seconds.items()}
+
+
+def passes(model: Learned, batch: int, t: float = 0.3) -> dict[str, Callable[[], object]]:
+    """Return the evaluations to time: plain, with the head, with one, two and three exact derivatives."""
+    network = next(model.network.parameters())
+    x = torch.randn((batch, *model.event_shape), dtype=network.dtype, device=network.device)
+
+    def take(score: Model, order: int) -> Callable[[], tuple[Tensor, ...]]:
+        def action() -> tuple[Tensor, ...]:
+            with torch.inference_mode():
+                return score.jet(x, t, order)
+
+        return action
+
+    actions: dict[str, Callable[[], object]] = {"eps": take(model, 1)}
+    if model.head is not None:
+        actions["head"] = take(model.distilled, 2)
+    return actions | {f"jet{p}": take(model, p + 1) for p in (1, 2, 3)}
+
+
+def tariff(model: Learned, batch: int = 128) -> Tariff:
+    """Return what a Jacobian-vector product and a call of the head cost beside an evaluation.
+
+    Parameters
+    ----------
+    model
+        The network and its head.
+    batch
+        Samples per pass.
+    """
+    actions = {k: f for k, f in passes(model, batch).items() if k in ("eps", "head", "jet1")}
+    found = timings(actions, next(model.network.parameters()).device)
+    extra = {name: found[name].median / found["eps"].median - 1.0 for name in actions}
+    return Tariff(jvp=extra["jet1"], head=extra.get("head", 0.0))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
