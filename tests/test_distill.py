@@ -11,10 +11,10 @@ from problems import VP, Gaussian
 from problems.console import UsageError
 from problems.images import checkpoints, distill, train
 from problems.images.distill import Objective, derivative_free_targets, distil, targets
-from problems.images.head import PARAMETERISATIONS, HeadConfig
+from problems.images.head import PARAMETERISATIONS, Head, HeadConfig
 from problems.images.score import Learned, load
 from problems.images.sources import Samples
-from problems.images.training import Recipe
+from problems.images.training import Recipe, generator, stratified
 from problems.images.unet import PREDICTIONS
 from tests.networks import TINY, network, states
 
@@ -139,7 +139,6 @@ def run(tmp_path, objective=None, config=None, steps=100, batch=16, name="a", so
     ("parameterisation", "objective"),
     [
         *[(name, Objective()) for name in PARAMETERISATIONS],
-        ("mixed", Objective(weight="one")),
         ("mixed", Objective(noise_input=True)),
     ],
     ids=repr,
@@ -149,6 +148,26 @@ def test_distilling_lowers_the_loss(tmp_path, parameterisation, objective):
     _, losses = run(tmp_path, objective, HeadConfig(8, 1, parameterisation), net=exact_network().float())
     assert len(losses) == 2
     assert losses[-1] < 0.75 * losses[0]
+
+
+@pytest.mark.parametrize("noise_input", [False, True])
+@pytest.mark.parametrize(("weight", "power"), [("gamma2", 2), ("one", 0)])
+def test_the_loss_of_the_first_step(tmp_path, weight, power, noise_input):
+    """Eq. 15 on the batch that the first step draws: the mean of γ² |head - dε/dγ|², or without γ²."""
+    net = network().float()
+    _, losses = run(tmp_path, Objective(weight, noise_input), steps=1, net=net)
+    torch.manual_seed(0)
+    untaught = Head(HeadConfig(8), 1, 8)
+    source = generator(0, 0)
+    x0, _ = gaussian_data().draw(16, source)
+    gamma = VP().gamma(stratified(16, 1e-3, 1.0, source))[:, None, None, None]
+    noise = torch.randn(16, 1, 4, 4, generator=source)
+    xbar, gamma = (x0 + gamma * noise).float(), gamma.float()
+    eps, slope, expansion = targets(net, xbar, gamma, None)
+    fed = noise if noise_input else eps
+    said = untaught(net, xbar, gamma, fed, expansion.features[0], expansion.embeddings[0])
+    squares = (said - slope).detach().double().square() * gamma.double() ** power
+    assert losses[0] == pytest.approx(float(squares.mean()), rel=1e-5)
 
 
 @torch.no_grad()
