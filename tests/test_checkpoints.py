@@ -36,7 +36,8 @@ def stored(folder, name="digits", seed=0, **card):
 
 def stored_head(folder, of, seed=1):
     path = folder / "head.safetensors"
-    card = {"kind": "head", "config": {"channels": 8, "blocks": 1, "parameterisation": "mixed"}}
+    config = {"channels": 8, "blocks": 1, "parameterisation": "mixed"}
+    card = {"kind": "head", "config": config, "tariff": {"jvp": 1.5, "head": 0.25}}
     checkpoints.save(
         path, head(config=CLASSES, seed=seed).float().state_dict(), {**card, "network": sha256(of)}
     )
@@ -202,6 +203,8 @@ NONSENSE = [
     {"schedule": {"name": []}},
     {"schedule": {"beta_min": 0.1}},
     {"schedule": {"name": "VP", "beta": 0.1}},
+    {"data": "digits"},
+    {"data": 3},
 ]
 
 
@@ -213,12 +216,20 @@ def test_a_card_that_describes_no_network(tmp_path, nonsense):
 
 
 @pytest.mark.parametrize(
-    "nonsense", [None, "mixed", {"channels": 12}, {"parameterisation": "all"}, {"width": 3}], ids=repr
+    "nonsense",
+    [
+        *[
+            {"config": c}
+            for c in (None, "mixed", {"channels": 12}, {"parameterisation": "all"}, {"width": 3})
+        ],
+        *[{"tariff": t} for t in (None, "free", {"nfe": 1.0})],
+    ],
+    ids=repr,
 )
 def test_a_card_that_describes_no_head(tmp_path, nonsense):
     path = stored(tmp_path)
     of = stored_head(tmp_path, path)
-    edit(of, config=nonsense)
+    edit(of, **nonsense)
     assert "describes no head of this suite" in refused(path, head=of)
 
 

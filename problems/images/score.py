@@ -243,14 +243,13 @@ def load(path: Path, head: Path | None = None) -> tuple[Learned, dict[str, Any]]
     stored = checkpoints.load(path, "score network")
     try:
         config = _config(Config, stored.card["config"])
-        about = dict(stored.card["schedule"])
+        about, origin = dict(stored.card["schedule"]), dict(stored.card.get("data", {}))
         network = ScoreNetwork(config, SCHEDULES[about.pop("name")](**about))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no network of this suite ({error})") from None
     checkpoints.fill(network, stored, path)
-    about = stored.card.get("data", {})
     data = functools.partial(
-        samples, about.get("name", ""), about.get("noise", 0.0), flip=about.get("flip", False)
+        samples, origin.get("name", ""), origin.get("noise", 0.0), flip=origin.get("flip", False)
     )
     if head is None:
         return Learned(network, data=data), stored.card
@@ -278,7 +277,7 @@ def _head(path: Path, network: ScoreNetwork, about: Checkpoint) -> tuple[Head, T
     try:
         config, costs = _config(HeadConfig, stored.card["config"]), Tariff(**stored.card["tariff"])
         head = Head(config, network.config.colours, network.config.channels)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no head of this suite ({error})") from None
     checkpoints.fill(head, stored, path)
     return head, costs

@@ -56,8 +56,10 @@ def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
     Raises
     ------
     UsageError
-        If the data cannot be read.
+        If the data cannot be read, or the noise is negative.
     """
+    if not noise >= 0.0:
+        raise UsageError(f"noise has a standard deviation of at least 0, not {noise}")
     if name in MIXTURES:
         mixture = MIXTURES[name]()
 

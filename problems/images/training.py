@@ -56,6 +56,11 @@ class Recipe:
         Norm to which gradients are clipped.
     seed
         Seed of the initial weights and of everything drawn.
+
+    Raises
+    ------
+    UsageError
+        If there can be no such training.
     """
 
     steps: int
@@ -66,6 +71,10 @@ class Recipe:
     ema: float = 0.999
     clip: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.lr > 0.0 and self.clip > 0.0 and 0.0 <= self.ema < 1.0 and self.warmup >= 0):
+            raise UsageError("lr and clip must be positive, ema from 0 to below 1, warmup at least 0")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -92,7 +101,8 @@ class Fitted:
 
 def generator(seed: int, step: int) -> torch.Generator:
     """Return the source of everything random in a step."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+    # torch keeps the low 32 bits only; multiples of 2³²/φ keep the steps of different seeds far apart.
+    return torch.Generator().manual_seed((0x9E3779B9 * seed + step) % 2**32)
 
 
 def stratified(n: int, low: float, high: float, source: torch.Generator) -> Tensor:
