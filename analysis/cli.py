@@ -130,7 +130,13 @@ class Session:
 
     def methods(self) -> dict[str, Method]:
         """Return the chosen methods, by name."""
-        return {name: named("solver", METHODS, name) for name in dict.fromkeys(self.args.solvers)}
+        methods = {name: named("solver", METHODS, name) for name in dict.fromkeys(self.args.solvers)}
+        for name, method in methods.items():
+            try:
+                method.form.make(self.problem, torch.Generator())
+            except ValueError as error:
+                raise UsageError(f"{name} cannot solve {self.args.problem}: {error}") from error
+        return methods
 
     def crossed(self) -> list[tuple[str, Method]]:
         """Return the chosen methods on the chosen forms and grids (see ``add_factors``), with their names."""

@@ -42,8 +42,8 @@ FLOOR = 100.0
 
 
 def certifiable(method: Method) -> bool:
-    """Return whether a method has an order to be seen in its end points: fixed steps, and no noise."""
-    return not isinstance(method.solver, Adaptive) and method.form.name != "sde"
+    """Return whether a method has an order to be seen in end points: fixed steps, no noise, no head."""
+    return not isinstance(method.solver, Adaptive) and method.form.name not in ("sde", "distilled")
 
 
 def arguments() -> Parser:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import cli, files, lte, study
+from analysis import cli, lte, study
+from problems import files
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ("lte", "derivatives", "gte", "orders", "samples")
@@ -19,7 +20,9 @@ MISTAKES = {
     "lte --t 2": "outside (0.001, 1]",
     "lte --t 0.001": "outside (0.001, 1]",
     "lte --t soon": "invalid float value: 'soon'",
-    "lte --solvers genie": "unknown solver 'genie'; choose from ddim, ttm2",
+    "lte --solvers genius": "unknown solver 'genius'; choose from ddim, ttm2",
+    "lte --solvers genie": "has no distilled head",
+    "gte --problem nowhere.safetensors": "nowhere.safetensors is missing",
     "lte --solvers rk45": "no single deterministic step",
     "lte --solvers euler-maruyama": "no single deterministic step",
     "lte --problem imagenet": "unknown problem 'imagenet'; choose from toy",
@@ -29,7 +32,6 @@ MISTAKES = {
     "lte --samples many": "many",
     "lte --sampels 10": "unrecognized arguments",
     "derivatives --t 1": "leaves no room for a backward difference",
-    "samples --problem gaussian": "choose a mixture",
     "samples --steps 0": "0 is not a positive whole number",
     "gte --solvers f-pndm --nfe 5": "12",
 }
