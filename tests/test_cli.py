@@ -13,7 +13,7 @@ from analysis import cli, lte, study
 from problems import files
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = ("lte", "derivatives", "gte", "orders", "samples")
+EXPERIMENTS = ("lte", "derivatives", "gte", "orders", "samples", "overhead")
 SMALL = ["--t", "0.3", "--samples", "20", "--points", "4", "--solvers", "ddim", "ttm2", "s-pndm"]
 
 MISTAKES = {
@@ -22,6 +22,7 @@ MISTAKES = {
     "lte --t soon": "invalid float value: 'soon'",
     "lte --solvers genius": "unknown solver 'genius'; choose from ddim, ttm2",
     "lte --solvers genie": "has no distilled head",
+    "overhead --problem toy": "is no network; choose one, such as --problem digits",
     "gte --problem nowhere.safetensors": "nowhere.safetensors is missing",
     "lte --solvers rk45": "no single deterministic step",
     "lte --solvers euler-maruyama": "no single deterministic step",
