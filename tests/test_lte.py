@@ -81,3 +81,16 @@ def test_multistep_rows_end_where_their_past_would_leave_the_schedule(smooth):
     f_pndm = smooth[(smooth["solver"] == "f-pndm") & (smooth["t"] == 0.3)]
     assert (0.3 + 3 * f_pndm["dt"] <= 1.0).all()
     assert len(f_pndm) < 17
+
+
+def test_local_errors_on_a_network_are_the_leading_terms(tmp_path):
+    """On the shipped network, at a step of 0.0045: 5% for the next term, which is of relative size Δt/t."""
+    line = "--problem digits --t 0.2 --points 3 --samples 4 --solvers ddim ttm2 genie"
+    assert lte.command([*line.split(), "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "lte.csv")
+    rows = table[(table["dt"] > 1e-3) & (table["dt"] < 1e-2)].set_index("solver")
+    assert list(rows.loc[["ddim", "ttm2"], "theory"] / rows.loc[["ddim", "ttm2"], "error"]) == pytest.approx(
+        [1.0, 1.0], abs=0.05
+    )
+    # The head errs in the derivative, so its error is of the order of DDIM's, and smaller.
+    assert rows.loc["ttm2", "error"] < rows.loc["genie", "error"] < rows.loc["ddim", "error"]
