@@ -10,7 +10,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,6 +128,11 @@ class Session:
             "device": a.device,
         }
 
+    def on(self, name: str) -> Session:
+        """Return the same run on another problem, by its name or checkpoint."""
+        args = argparse.Namespace(**{**vars(self.args), "problem": name})
+        return replace(self, args=args, **_problem(args))
+
     def methods(self) -> dict[str, Method]:
         """Return the chosen methods, by name."""
         methods = {name: named("solver", METHODS, name) for name in dict.fromkeys(self.args.solvers)}
@@ -201,15 +206,22 @@ def main(
 
 
 def _session(name: str, args: argparse.Namespace) -> Session:
+    return Session(name, args, **_problem(args), store=Store(args.out / "store.sqlite"))
+
+
+def _problem(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a session knows of its problem: ``problem``, ``working`` and ``dtype``."""
     place = device(args.device)
-    problem = _problem(args.problem)
+    problem = _made(args.problem)
     dtype = DTYPES[args.dtype] if args.dtype else problem.dtype
-    working = problem.to(torch.empty(0, dtype=dtype, device=place))
-    problem = problem.to(torch.empty(0, dtype=torch.promote_types(problem.dtype, dtype)))
-    return Session(name, args, problem, working, dtype, Store(args.out / "store.sqlite"))
+    return {
+        "problem": problem.to(torch.empty(0, dtype=torch.promote_types(problem.dtype, dtype))),
+        "working": problem.to(torch.empty(0, dtype=dtype, device=place)),
+        "dtype": dtype,
+    }
 
 
-def _problem(name: str) -> Problem:
+def _made(name: str) -> Problem:
     if name in PROBLEMS:
         return PROBLEMS[name]()
     if not name.endswith(".safetensors"):
