@@ -1,0 +1,237 @@
+"""The error budget: closed forms on Gaussians, parts that vanish, shares that add up."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis import budget
+from analysis.methods import METHODS
+from analysis.problems import PROBLEMS
+from problems import VP, CosineVP, Gaussian, Ideal, Mixture
+from problems.images.score import Learned
+from solvers import grids
+from tests.networks import TINY, head, network, states
+
+MEAN, STD = (0.3, -0.2), 0.5  # of the problem "gaussian", the truth
+OTHER, WIDTH = (0.1, 0.25), 0.8  # of what was "learned" instead
+
+
+class WithHead(Gaussian):
+    """A Gaussian with a "head" that gives its exact derivative."""
+
+    @property
+    def distilled(self):
+        return self
+
+    def to(self, like):
+        return type(self)(self.mean.to(like), self.std, self.schedule)
+
+
+class WithZero(WithHead):
+    """One with a "head" that says zero, with which GENIE is DDIM."""
+
+    @property
+    def distilled(self):
+        return Ideal(self)
+
+
+def vector(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def learned(kind=Gaussian, mean=OTHER, std=WIDTH):
+    return kind(vector(mean), std)
+
+
+def run(out, *arguments):
+    assert budget.command(["--truth", "gaussian", *arguments, "--out", str(out)]) == 0
+    table, local = (pd.read_csv(out / name) for name in ("budget.csv", "budget-pointwise.csv"))
+    return table.set_index(["solver", "nfe", "part"]).sort_index(), local.set_index(["pair", "t"])
+
+
+def latents(n):
+    return torch.randn((n, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_parts_of_two_gaussians_in_closed_form(tmp_path, monkeypatch):
+    """The flow of N(μ, s²) stretches x̄ - μ by √((s²+γ²)/(s²+γ₀²)), DDIM by Π (1 + h γ/(s²+γ²))."""
+    monkeypatch.setitem(PROBLEMS, "learned", learned)
+    table, _ = run(tmp_path, "--problem", "learned", "--samples", "30", "--nfe", "6", "11", "--t", "0.3")
+    schedule = VP()
+    xbar, ends = latents(30) / schedule.alpha(1.0), {}
+    start, stop = float(schedule.gamma(1.0)), float(schedule.gamma(1e-3))
+    for name, mean, std in (("truth", MEAN, STD), ("own", OTHER, WIDTH)):
+        mu, growth = vector(mean), math.sqrt((std**2 + stop**2) / (std**2 + start**2))
+        ends[name] = mu + growth * (xbar - mu)
+    for nfe in (6, 11):
+        gamma = [float(schedule.gamma(t)) for t in grids.power(nfe, 2.0).tolist()]
+        euler = math.prod(1.0 + (b - a) * a / (WIDTH**2 + a * a) for a, b in pairwise(gamma))
+        end = vector(OTHER) + euler * (xbar - vector(OTHER))
+        parts = {"discretisation": end - ends["own"], "score network": ends["own"] - ends["truth"]}
+        error, alpha = end - ends["truth"], schedule.alpha(1e-3)
+        for name, part in {**parts, "total": error}.items():
+            row = table.loc[("ddim", nfe, name)]
+            share = (part * error).sum(1) / error.norm(dim=1)
+            # |x̄| is 150 at the start: some units of rounding of that.
+            assert row["norm"] == pytest.approx(alpha * part.norm(dim=1).mean().item(), abs=1e-11)
+            assert row["share"] == pytest.approx(alpha * share.mean().item(), abs=1e-11)
+            assert row["fraction"] == pytest.approx(
+                (share.mean() / error.norm(dim=1).mean()).item(), rel=1e-9
+            )
+
+
+def test_relative_errors_of_two_gaussians_in_closed_form(tmp_path, monkeypatch):
+    """ε = γ (x̄ - μ)/(s² + γ²) and dε/dγ = s² (x̄ - μ)/(s² + γ²)², on the exact flow of the truth."""
+    monkeypatch.setitem(PROBLEMS, "learned", lambda: learned(WithZero))
+    times = (0.001, 0.05, 0.4, 1.0)
+    arguments = ["--samples", "25", "--nfe", "3", "--t", *map(str, times)]
+    _, local = run(tmp_path, "--problem", "learned", *arguments)
+    schedule = VP()
+    first = float(schedule.gamma(1.0))
+    mu, other = vector(MEAN), vector(OTHER)
+    for t in times:
+        gamma = float(schedule.gamma(t))
+        growth = math.sqrt((STD**2 + gamma**2) / (STD**2 + first**2))
+        xbar = mu + growth * (latents(25) / schedule.alpha(1.0) - mu)
+        a, b = (xbar - other) / (WIDTH**2 + gamma**2), (xbar - mu) / (STD**2 + gamma**2)
+        slope_a, slope_b = WIDTH**2 * a / (WIDTH**2 + gamma**2), STD**2 * b / (STD**2 + gamma**2)
+        assert local.loc[("eps", t), "error"] == pytest.approx(float((a - b).norm() / b.norm()), rel=1e-9)
+        ratio = float((slope_a - slope_b).norm() / slope_b.norm())
+        assert local.loc[("slope", t), "error"] == pytest.approx(ratio, rel=1e-9)
+        for pair in ("head", "head_exact"):  # that says zero
+            row = local.loc[(pair, t)]
+            assert row[["error", "error_low", "error_high"]].tolist() == pytest.approx([1.0] * 3, abs=1e-12)
+
+
+def test_a_head_that_is_zero_makes_genie_ddim(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROBLEMS, "learned", lambda: learned(WithZero))
+    table, _ = run(tmp_path, "--problem", "learned", "--samples", "20", "--nfe", "5", "--t", "0.3")
+    value = table["norm"]
+    assert value["genie", 5, "total"] == pytest.approx(value["ddim", 5, "total"], rel=1e-12)
+    assert value["genie", 5, "discretisation"] == value["ttm2", 5, "discretisation"]
+    assert value["genie", 5, "derivative"] > 0.1 * value["ddim", 5, "discretisation"]
+
+
+def test_an_exact_head_has_no_part_and_the_truth_itself_no_network_part(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROBLEMS, "learned", lambda: learned(WithHead, MEAN, STD))
+    arguments = ["--problem", "learned", "--samples", "20", "--nfe", "4", "9", "--t", "0.02", "0.5"]
+    table, local = run(tmp_path, *arguments)
+    by_part = table.groupby("part")
+    for part in ("derivative", "score network"):
+        rows = by_part.get_group(part)
+        assert (rows[["norm", "norm_high", "share"]].abs() < 1e-11).all(axis=None)
+    discretisation, total = (
+        by_part.get_group(name).droplevel("part") for name in ("discretisation", "total")
+    )
+    assert (total["norm"] > 1e-3).all()
+    np.testing.assert_allclose(discretisation["norm"], total["norm"], atol=1e-11)
+    np.testing.assert_allclose(discretisation["fraction"], 1.0, atol=1e-8)
+    assert (local["error"] < 1e-12).all()
+
+
+def test_shares_add_up_and_norms_obey_the_triangle_inequality():
+    source = torch.Generator().manual_seed(0)
+    points = [torch.randn(7, 1, 4, 4, generator=source, dtype=torch.float64) for _ in range(4)]
+    arrays = budget.split(dict(zip(budget.PARTS, points, strict=False)), points[-1])
+    shares = sum(arrays[f"{part} share"] for part in budget.PARTS)
+    np.testing.assert_allclose(shares, arrays["total"], rtol=1e-14)
+    assert (sum(arrays[part] for part in budget.PARTS) > arrays["total"]).all()
+    assert all((abs(arrays[f"{part} share"]) <= arrays[part]).all() for part in budget.PARTS)
+
+
+def test_parts_in_line_and_against_it():
+    """From 3 to 0 through 5 on a line: a part of -2 and one of 5, whose shares are just these."""
+    ends = {"discretisation": torch.tensor([[3.0, 0.0]]), "score network": torch.tensor([[5.0, 0.0]])}
+    arrays = budget.split(ends, torch.zeros(1, 2))
+    assert (arrays["total"], arrays["discretisation"], arrays["score network"]) == (3.0, 2.0, 5.0)
+    assert (arrays["discretisation share"], arrays["score network share"]) == (-2.0, 5.0)
+
+
+def test_no_error_has_no_shares():
+    x = torch.ones(3, 2)
+    arrays = budget.split({"discretisation": x, "score network": x}, x)
+    assert all((a == 0.0).all() for a in arrays.values())
+
+
+def test_the_chain_of_a_network_with_a_head():
+    """Its ends are those of GENIE and of TTM-2; that of the head leads to that of the jets."""
+    model, x = Learned(network(), head=head()), states(3)
+    own = torch.zeros_like(x)
+    ends = {name: budget.chain(model, METHODS[name], 4, x, own) for name in budget.SOLVERS}
+    assert list(ends["genie"]) == list(budget.PARTS)
+    assert list(ends["ttm2"]) == list(ends["ddim"]) == list(budget.PARTS[1:])
+    assert torch.equal(ends["genie"]["discretisation"], ends["ttm2"]["discretisation"])
+    assert torch.equal(ends["genie"]["derivative"], METHODS["genie"].sample(model, 4, x))
+    assert not torch.allclose(ends["genie"]["derivative"], ends["ttm2"]["discretisation"])
+    assert all(chain["score network"] is own for chain in ends.values())
+
+
+def test_pointwise_on_a_network():
+    """Against another network as the truth: the squared norms of jets that are taken here one by one."""
+    model, truth, x, t = Learned(network(), head=head()), Learned(network(seed=5)), states(3), 0.4
+    arrays = budget.pointwise(model, truth, x, x, t)
+    assert set(arrays) == {name + end for name in budget.PAIRS for end in ("", " size")}
+    slopes = model.nested().jet(x, t, 2)[1], truth.nested().jet(x, t, 2)[1]
+    said = model.distilled.jet(x, t, 2)[1]
+    for name, a, b in (("slope", *slopes), ("head", said, slopes[0]), ("head_exact", said, slopes[1])):
+        expected = (a - b).flatten(1).norm(dim=1).numpy() ** 2
+        np.testing.assert_allclose(arrays[name], expected, rtol=1e-11)
+        np.testing.assert_allclose(arrays[f"{name} size"], b.flatten(1).norm(dim=1) ** 2, rtol=1e-11)
+
+
+def test_a_small_network_with_a_head(tmp_path, monkeypatch, capsys):
+    """All of it, in float32 against a mixture: bars for three methods, and the same again from the store."""
+    means = 0.3 * states(2)
+    monkeypatch.setitem(PROBLEMS, "blobs", lambda: Mixture(means, 0.5))
+    config = replace(TINY, data_std=0.6)
+    model = Learned(network(config), head=head()).to(torch.zeros(()))
+    monkeypatch.setitem(PROBLEMS, "small", lambda: model)
+    arguments = ["--problem", "small", "--truth", "blobs", "--samples", "4", "--nfe", "3", "--t", "0.5"]
+    table, local = run(tmp_path, *arguments)
+    assert len(table) == 3 + 3 + 4
+    assert len(local) == 4
+    for solver in budget.SOLVERS:
+        rows = table.loc[(solver, 3)]
+        assert rows["share"].drop("total").sum() == pytest.approx(rows.loc["total", "norm"], rel=1e-12)
+        assert rows["fraction"].drop("total").sum() == pytest.approx(1.0, rel=1e-12)
+    assert (tmp_path / "budget.png").stat().st_size > 10_000
+    assert "reference: own error" in capsys.readouterr().out
+    again, _ = run(tmp_path, *arguments)
+    pd.testing.assert_frame_equal(table, again)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--truth", "digits"], "is no exact problem"),
+        (["--truth", "toys"], "unknown problem 'toys'"),
+        (["--truth", "digits-gaussians"], "differ in event shape"),
+        (["--truth", "cosine"], "differ in schedule"),
+        (["--t", "1.5"], "--t 1.5 is outside [0.001, 1]"),
+        (["--grid", "cubic"], "unknown grid 'cubic'"),
+    ],
+)
+def test_mistakes(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PROBLEMS, "learned", learned)
+    cosine = Gaussian(vector(MEAN), STD, CosineVP())
+    monkeypatch.setitem(PROBLEMS, "cosine", lambda: cosine)
+    usual = ["--problem", "learned", "--truth", "gaussian", "--samples", "3"]
+    with pytest.raises(SystemExit) as left:
+        budget.command([*usual, *arguments, "--out", str(tmp_path)])
+    assert left.value.code == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
+def test_without_a_head_there_is_no_genie(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PROBLEMS, "learned", learned)
+    table, local = run(tmp_path, "--problem", "learned", "--samples", "5", "--nfe", "4", "--t", "0.3")
+    assert set(table.index.get_level_values("solver")) == {"ddim", "ttm2"}
+    assert set(local.index.get_level_values("pair")) == {"eps", "slope"}
+    assert "no genie: this network has no distilled head" in capsys.readouterr().out
