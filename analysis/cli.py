@@ -198,7 +198,7 @@ def main(
         finally:
             session.store.close()
         manifest = session.path(".json")
-        text = json.dumps(_manifest(p.prog, args, time.perf_counter() - began), indent=2) + "\n"
+        text = json.dumps(_manifest(p.prog, args, time.perf_counter() - began), indent=2, default=str) + "\n"
         atomically(manifest, lambda file: file.write_text(text, encoding="utf-8"))
         print("\nwritten: " + ", ".join(str(f) for f in (*files, manifest)))
 

@@ -265,9 +265,14 @@ def shipped(name: str) -> Learned:
     name
         ``digits``, ``digits-classes``, ``digits-gaussians``, ``digits-positional`` or ``digits-fourier``.
     """
-    folder = Path(__file__).parent / "weights"
-    head = folder / f"{name}-head.safetensors"
-    return load(folder / f"{name}.safetensors", head if head.exists() else None)[0]
+    path = weights(name)
+    head = weights(f"{name}-head")
+    return load(path, head if head.exists() else None)[0]
+
+
+def weights(name: str) -> Path:
+    """Return the path of a checkpoint that comes with the suite."""
+    return Path(__file__).parent / "weights" / f"{name}.safetensors"
 
 
 def _head(path: Path, network: ScoreNetwork, about: Checkpoint) -> tuple[Head, Tariff]:
