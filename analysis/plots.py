@@ -15,6 +15,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -52,6 +53,7 @@ LABELS = {
     "ttm2-pf": "TTM-2, PF ODE",
     "ttm2-ideal-ddim": "ideal TTM-2",
     "ttm2-ideal-pf": "ideal TTM-2, PF ODE",
+    "ttm2-combined": "TTM-2, combined",
 }
 
 
@@ -135,6 +137,28 @@ def curves(
         ax.plot(rows[x], rows[y], color=look.colour, marker=look.marker, label=look.label, **line)
         if band:
             ax.fill_between(rows[x], rows[band[0]], rows[band[1]], color=look.colour, alpha=0.2, linewidth=0)
+
+
+def sheet(ax: Axes, images: Any, rows: int, columns: int) -> None:
+    """Draw images as a sheet, row by row, with lines of white between them.
+
+    Parameters
+    ----------
+    ax
+        Axes to draw on.
+    images
+        Shape (N, 1 or 3, H, W), values in [-1, 1]; those beyond the sheet are left out.
+    rows, columns
+        Number of rows and columns; places without an image are white.
+    """
+    colours, height, width = images.shape[1:]
+    shown = images[: rows * columns]
+    gap = max(1, height // 16)
+    tiles = np.ones((rows * columns, height + gap, width + gap, colours))
+    tiles[: len(shown), :height, :width] = 0.5 + 0.5 * np.moveaxis(shown, 1, -1).clip(-1.0, 1.0)
+    tiles = tiles.reshape(rows, columns, height + gap, width + gap, colours).swapaxes(1, 2)
+    whole = tiles.reshape(rows * (height + gap), columns * (width + gap), colours)[:-gap, :-gap]
+    ax.imshow(whole.squeeze(-1) if colours == 1 else whole, cmap="gray", vmin=0.0, vmax=1.0)
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 6) -> None:

@@ -160,10 +160,7 @@ def _panel(ax: Any, x: Any, colour: str, title: str) -> None:
         ax.scatter(x[:, 0], x[:, 1], s=0.4, color=colour, linewidths=0, rasterized=True)
         ax.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal")
         return
-    tiles = x[:16].reshape(min(16, len(x)), -1, *x.shape[-2:])[:, 0]
-    tiles = np.pad(tiles, ((0, 16 - len(tiles)), (0, 1), (0, 1)), constant_values=1.0)
-    sheet = tiles.reshape(4, 4, *tiles.shape[1:]).transpose(0, 2, 1, 3).reshape(4 * tiles.shape[1], -1)
-    ax.imshow(sheet, cmap="gray", vmin=-1.0, vmax=1.0, interpolation="nearest")
+    plots.sheet(ax, x, 4, 4)
 
 
 def command(argv: Sequence[str] | None = None) -> int:
