@@ -283,9 +283,9 @@ def report(table: pd.DataFrame, local: pd.DataFrame, errors: Sequence[float]) ->
             tables.interval(row[value], row[f"{value}_low"], row[f"{value}_high"])
             for _, row in frame.iterrows()
         ]
-        order = list(dict.fromkeys(frame[columns]))
         across = frame.assign(text=text).pivot_table("text", list(lines), columns, "first", sort=False)
-        return across.reindex(columns=order).reset_index().fillna("-")
+        order = dict.fromkeys(c for c in ("total", *PARTS, *frame[columns]) if c in across)
+        return across.reindex(columns=list(order)).reset_index().fillna("-")
 
     notes = [
         f"reference: own error {errors[0]:.1e} of the exact flow, {errors[1]:.1e} of the network's",
@@ -363,7 +363,7 @@ def _norms(ax: Any, table: pd.DataFrame) -> None:
     ax.set(xscale="log", yscale="log", xlabel="NFE", ylabel="mean $L_2$ norm of a part")
     ax.set_xticks(budgets, [str(b) for b in budgets])
     ax.set_xticks([], minor=True)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24))
 
 
 def _points(ax: Any, local: pd.DataFrame) -> None:
@@ -371,7 +371,7 @@ def _points(ax: Any, local: pd.DataFrame) -> None:
     plots.curves(ax, rows, "t", "error", by="what", band=("error_low", "error_high"))
     scale = "log" if (rows["error"] > 0.0).any() else "linear"
     ax.set(xscale="log", yscale=scale, xlabel="$t$, along the exact flow", ylabel="relative error (rms)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24))
 
 
 def command(argv: Sequence[str] | None = None) -> int:
