@@ -1,0 +1,153 @@
+"""The rows of a study: methods crossed with their factors, each with the steps that a budget pays for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from analysis.cli import Session
+from analysis.methods import Grid, Method
+from problems import Tariff
+from problems.console import Parser, UsageError, positive
+from solvers import Adams, Taylor
+from solvers.adaptive import Adaptive
+
+BUDGETS = (5, 10, 15, 20, 25)
+BILLS = {"nfe": (False,), "cost": (True,), "both": (False, True)}
+SWITCH = {"off": (False,), "on": (True,), "both": (False, True)}
+WHOLE = Grid("own", lambda _, schedule: torch.tensor([schedule.start, schedule.stop], dtype=torch.float64))
+"""The grid of a method that chooses its own steps."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the study: a method under a budget.
+
+    Attributes
+    ----------
+    solver
+        Name of the method.
+    method
+        The method.
+    budget
+        The NFE or the steps that it may take; None where it takes what it needs.
+    steps
+        The steps that the budget pays for.
+    billed
+        Whether derivatives are billed at their cost.
+    encode_steps
+        The same on the way to the latents; 0 where that way is not gone.
+    note
+        Why there is nothing to measure; empty if there is.
+    """
+
+    solver: str
+    method: Method
+    budget: int | None
+    billed: bool = False
+    steps: int = 0
+    encode_steps: int = 0
+    note: str = ""
+
+    @property
+    def factors(self) -> dict[str, Any]:
+        """What tells the curves of the study apart."""
+        m = self.method
+        return {
+            "solver": self.solver,
+            "form": m.form.name,
+            "grid": m.grid.name,
+            "afs": m.afs,
+            "denoise": m.denoise,
+            "billed": self.billed,
+        }
+
+
+def add_budget(p: Parser, also: str = "") -> None:
+    """Add ``--nfe`` and ``--steps``, ``--bill``, ``--afs`` and ``--denoise``."""
+    budget = p.add_mutually_exclusive_group()
+    typical = " ".join(map(str, BUDGETS))
+    budget.add_argument(
+        "--nfe",
+        nargs="+",
+        type=positive,
+        help=f"budgets of score evaluations (default: {typical}{also})",
+    )
+    budget.add_argument("--steps", nargs="+", type=positive, help="numbers of steps, instead of budgets")
+    p.add_argument(
+        "--bill",
+        choices=BILLS,
+        default="nfe",
+        help="whether a budget pays for score evaluations alone, or for derivatives and heads at their cost",
+    )
+    p.add_argument("--afs", choices=SWITCH, default="off", help="analytical first step (saves one NFE)")
+    p.add_argument("--denoise", choices=SWITCH, default="off", help="final denoising (costs one NFE)")
+
+
+def plan(session: Session, budgets: Sequence[int], *, encode: bool = False) -> list[Row]:
+    """Return the rows of the study, those that a budget does not reach with the reason.
+
+    Parameters
+    ----------
+    session
+        The run, with the arguments of ``add_budget``, ``--solvers``, ``--forms`` and ``--grids``.
+    budgets
+        The budgets, in score evaluations, or in steps if ``--steps`` was given.
+    encode
+        Whether the way to the latents is gone too, at the same cost.
+
+    Raises
+    ------
+    UsageError
+        If no row can be measured, or a method cannot do what is asked for.
+    """
+    args = session.args
+    methods: dict[Method, str] = {}
+    for name, method in session.crossed():
+        if encode and method.form.name == "sde":
+            raise UsageError(f"{name} is stochastic and cannot encode; leave it out of --solvers")
+        if isinstance(method.solver, Adaptive):
+            method = replace(method, grid=WHOLE)
+        for afs in SWITCH[args.afs]:
+            for denoised in SWITCH[args.denoise]:
+                methods.setdefault(replace(method, afs=afs, denoise=denoised), name)
+
+    def row(name: str, method: Method, budget: int | None, billed: bool) -> Row:
+        tariff = session.problem.tariff if billed else Tariff()
+        try:
+            there = replace(method, afs=False, denoise=False)
+            steps = _steps(session, method, budget, tariff)
+            encode_steps = _steps(session, there, budget, tariff) if encode else 0
+            return Row(name, method, budget, billed, steps, encode_steps)
+        except ValueError as reason:
+            return Row(name, method, budget, billed, note=str(reason))
+
+    rows = [
+        row(name, method, budget, billed)
+        for method, name in methods.items()
+        for billed in BILLS[args.bill]
+        if not billed or _derivatives(method) or args.bill == "cost"
+        for budget in ([None] if isinstance(method.solver, Adaptive) else dict.fromkeys(budgets))
+    ]
+    if all(row.note for row in rows):
+        most = rows[-1]
+        raise UsageError(f"nothing can be measured: {most.solver} {most.note}; type a larger number")
+    return rows
+
+
+def _derivatives(method: Method) -> bool:
+    return isinstance(method.solver, Taylor | Adams) and method.solver.p > 1
+
+
+def _steps(session: Session, method: Method, budget: int | None, tariff: Tariff) -> int:
+    """Return the steps of a method under a budget; a ValueError says why there are none."""
+    if budget is None:
+        return 1
+    if not session.args.steps:
+        return method.steps(session.problem, budget, tariff)
+    if budget < method.solver.reach:
+        raise ValueError(f"needs at least {method.solver.reach} steps, so {budget} are too few")
+    return budget
