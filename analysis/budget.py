@@ -2,7 +2,7 @@
 
 The network was trained on samples of a distribution whose flow is known. From one latent there are four
 ends: that of the exact flow, x*; that of the network's own flow, x_net; that of a method with the network's
-exact derivatives, x_jets; and, for TTM-2 with a distilled head (GENIE, Eqs. 8 and 14), x_head. The error
+exact derivatives, x_jets; and, for TTM-2 with a distilled head (GENIE, Eqs. 9 and 14), x_head. The error
 telescopes,
 
     x_head - x* = (x_head - x_jets) + (x_jets - x_net) + (x_net - x*),
