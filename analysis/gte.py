@@ -9,7 +9,7 @@ p_{t_cut} are sent to t = 1 and back instead, at the same cost each way, and com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,19 @@ from analysis import plots, tables
 from analysis.cli import Session, add_factors, add_solvers, main, parser
 from analysis.problems import Features, features
 from analysis.reference import reference
-from analysis.rows import BUDGETS, WHOLE, Row, add_budget, plan
+from analysis.rows import (
+    BUDGETS,
+    WHOLE,
+    Row,
+    add_budget,
+    common,
+    interval_of,
+    plan,
+    reasons,
+    varying,
+    wide,
+    word,
+)
 from analysis.statistics import Bootstrap, Interval, medians, share
 from analysis.study import Cell, run
 from problems import Mixture, Tariff, denoise
@@ -211,7 +223,7 @@ def report(table: pd.DataFrame, budget: str, encode: bool, tariff: Tariff) -> No
     given, own = table[table[budget].notna()], table[table[budget].isna()]
     middle = "median" + ("; % in another mode (95%)" if "flips" in table else "")
     if len(given):
-        notes = [f"N/A: {solver} {note}" for solver, note in _reasons(given)]
+        notes = [f"N/A: {solver} {note}" for solver, note in reasons(given)]
         if (given["form"] == "sde").any():
             notes.append("euler-maruyama is random: its ends are samples, not ends of these trajectories")
         if (given["jvp"] > 0).any():
@@ -225,58 +237,33 @@ def report(table: pd.DataFrame, budget: str, encode: bool, tariff: Tariff) -> No
             notes.append("denoised ends are compared with denoised exact ones, at t = 0")
         if not encode:
             notes.append(f"reference: own error {table['reference_error'].max():.1e}")
-        title = f"Mean L2 error of {what} (95%){_common(given)}"
-        tables.show(title, _wide(given, budget, unit, _interval_of("error")), notes)
-        tables.show(f"The same, {middle}", _wide(given, budget, unit, _middle))
+        title = f"Mean L2 error of {what} (95%){common(given)}"
+        tables.show(title, wide(given, budget, unit, interval_of("error")), notes)
+        tables.show(f"The same, {middle}", wide(given, budget, unit, _middle))
         if "feature_error" in given:
             title = "The same in the features of the digits classifier, mean (95%)"
-            tables.show(title, _wide(given, budget, unit, _interval_of("feature_error")))
+            tables.show(title, wide(given, budget, unit, interval_of("feature_error")))
         compared = given[(given["solver"] != "ddim") & given["ratio"].notna()]
         if len(compared):
             title = "Mean error as a multiple of DDIM's on the same trajectories (95%)"
-            tables.show(title, _wide(compared, budget, unit, _interval_of("ratio")))
+            tables.show(title, wide(compared, budget, unit, interval_of("ratio")))
         if len(compared) and "feature_ratio" in compared:
             title = "The same in the features of the digits classifier (95%)"
-            tables.show(title, _wide(compared, budget, unit, _interval_of("feature_ratio")))
+            tables.show(title, wide(compared, budget, unit, interval_of("feature_ratio")))
     if len(own):
         lines = [
             {
                 "solver": row["solver"],
                 "form": row["form"],
-                **{f: _word(row[f]) for f in _varying(own) if f != "form"},
+                **{f: word(row[f]) for f in varying(own) if f != "form"},
                 "NFE": f"{row['nfe']:g}",
-                "mean error (95%)": _interval_of("error")(row),
+                "mean error (95%)": interval_of("error")(row),
                 middle: _middle(row),
             }
             for _, row in own.iterrows()
         ]
-        title = f"Methods that choose their own steps: L2 error of {what}{_common(own)}"
+        title = f"Methods that choose their own steps: L2 error of {what}{common(own)}"
         tables.show(title, pd.DataFrame(lines))
-
-
-def _varying(table: pd.DataFrame) -> list[str]:
-    """Return the factors that are worth a column: most methods have one form, AFS and denoising are off."""
-    return [f for f in ("form", "afs", "denoise", "billed") if len(set(table[f])) > 1]
-
-
-def _common(table: pd.DataFrame) -> str:
-    varying = _varying(table)
-    common = [f for f in ("form", "afs", "denoise") if f not in varying]
-    return "".join(f", {f} {_word(table[f].iloc[0])}" for f in common)
-
-
-def _wide(table: pd.DataFrame, budget: str, unit: str, text: Callable[[Any], str]) -> pd.DataFrame:
-    """Return a line per curve and a column per budget."""
-    factors = ["solver", "grid", *_varying(table)]
-    lines: dict[tuple[Any, ...], dict[str, str]] = {}
-    for _, row in table.iterrows():
-        line = lines.setdefault(tuple(row[factors]), {f: _word(row[f]) for f in factors})
-        line[f"{row[budget]:g} {unit}"] = "N/A" if row["note"] else text(row)
-    return pd.DataFrame(list(lines.values())).fillna("-")
-
-
-def _interval_of(name: str) -> Callable[[Any], str]:
-    return lambda row: tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def _middle(row: Any) -> str:
@@ -284,15 +271,6 @@ def _middle(row: Any) -> str:
         return f"{row['median']:.2e}"
     low, high = 100.0 * row["flips_low"], 100.0 * row["flips_high"]
     return f"{row['median']:.2e}; {100.0 * row['flips']:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _word(value: Any) -> str:
-    return ("off", "on")[bool(value)] if isinstance(value, bool | np.bool_) else str(value)
-
-
-def _reasons(table: pd.DataFrame) -> list[tuple[str, str]]:
-    rows = table[table["note"] != ""]
-    return list(dict.fromkeys(zip(rows["solver"], rows["note"], strict=True)))
 
 
 def draw(table: pd.DataFrame, session: Session) -> Figure:

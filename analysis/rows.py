@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
+from analysis import tables
 from analysis.cli import Session
 from analysis.methods import Grid, Method
 from problems import Tariff
@@ -151,3 +154,40 @@ def _steps(session: Session, method: Method, budget: int | None, tariff: Tariff)
     if budget < method.solver.reach:
         raise ValueError(f"needs at least {method.solver.reach} steps, so {budget} are too few")
     return budget
+
+
+def varying(table: pd.DataFrame) -> list[str]:
+    """Return the factors that are worth a column: most methods have one form, AFS and denoising are off."""
+    return [f for f in ("form", "afs", "denoise", "billed") if len(set(table[f])) > 1]
+
+
+def common(table: pd.DataFrame) -> str:
+    """Return the factors that all rows share, for a title."""
+    shared = [f for f in ("form", "afs", "denoise") if f not in varying(table)]
+    return "".join(f", {f} {word(table[f].iloc[0])}" for f in shared)
+
+
+def wide(table: pd.DataFrame, budget: str, unit: str, text: Callable[[Any], str]) -> pd.DataFrame:
+    """Return a line per curve and a column per budget."""
+    factors = ["solver", "grid", *varying(table)]
+    lines: dict[tuple[Any, ...], dict[str, str]] = {}
+    for _, row in table.iterrows():
+        line = lines.setdefault(tuple(row[factors]), {f: word(row[f]) for f in factors})
+        line[f"{row[budget]:g} {unit}"] = "N/A" if row["note"] else text(row)
+    return pd.DataFrame(list(lines.values())).fillna("-")
+
+
+def interval_of(name: str) -> Callable[[Any], str]:
+    """Return what formats the column ``name`` of a row with its interval."""
+    return lambda row: tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def word(value: Any) -> str:
+    """Return a factor as tables have it."""
+    return ("off", "on")[bool(value)] if isinstance(value, bool | np.bool_) else str(value)
+
+
+def reasons(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the methods that have nothing to measure, each with the reason."""
+    rows = table[table["note"] != ""]
+    return list(dict.fromkeys(zip(rows["solver"], rows["note"], strict=True)))

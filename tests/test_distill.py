@@ -156,7 +156,7 @@ def test_distilling_lowers_the_loss(tmp_path, parameterisation, objective):
     [("gamma2", lambda g: g**2), ("one", lambda g: g**0), ("end-point", lambda g: g**4 / (1 + g**2))],
 )
 def test_the_loss_of_the_first_step(tmp_path, weight, factor, noise_input):
-    """Eq. 15 on the batch that the first step draws: the mean of γ² |head - dε/dγ|², or otherwise weighted."""
+    """Eq. 15 on the batch that the first step draws: the mean of γ² |head - dε/dγ|², or otherwise weighed."""
     net = network().float()
     _, losses = run(tmp_path, Objective(weight, noise_input), steps=1, net=net)
     torch.manual_seed(0)
