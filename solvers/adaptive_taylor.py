@@ -44,19 +44,26 @@ class AdaptiveTaylor:
         p, the order of the series, at least 3.
     tolerance
         Bound on the last term of a step, relative to the size of the solution or 1, whichever is greater.
+    longest
+        Longest step, in proportion to |s|. No series foretells what a term like exp(-s²) will come to, where
+        it and all its derivatives are less than rounding: whoever comes from there has to look often enough.
+        A path with this bound does not cross s = 0.
 
     Raises
     ------
     ValueError
-        If the order or the tolerance is too small.
+        If the order or the tolerance is too small, or the longest step is not positive.
     """
 
     order: int = 16
     tolerance: float = 1e-13
+    longest: float = math.inf
 
     def __post_init__(self) -> None:
         if self.order < 3 or self.tolerance <= 0.0:
             raise ValueError(f"needs order >= 3 and tolerance > 0, not {self.order} and {self.tolerance}")
+        if not self.longest > 0.0:
+            raise ValueError(f"needs longest > 0, not {self.longest}")
 
     def solve(self, eq: Equation, y: Tensor, places: Sequence[float]) -> Tensor:
         """Return the solution through (y, places[0]) at every one of ``places``; see ``paths``."""
@@ -97,6 +104,8 @@ class AdaptiveTaylor:
             jet = eq.jet(y, s.reshape(column), self.order)
             size = _size(y).clamp(min=1.0)
             step = self._step(jet, size)
+            if self.longest < math.inf:
+                step = torch.minimum(step, self.longest * s.abs())
             if not bool((step > 1e-14 * s.abs()).all()):
                 raise ArithmeticError(f"the steps shrink to nothing at s = {s[step.argmin()].item():.6g}")
             narrowest[index] = torch.minimum(narrowest[index], step / size)
