@@ -17,9 +17,11 @@ import json
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,8 @@ from tqdm import tqdm
 
 Arrays = Mapping[str, NDArray[np.float64]]
 PACKAGES = ("solvers", "problems", "analysis")
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}"
+T = TypeVar("T")
 
 
 class Cell(NamedTuple):
@@ -41,11 +45,14 @@ class Cell(NamedTuple):
         The objects that produce it; strings, and the sources of classes and functions, are part of the key.
     measure
         Measures it.
+    work
+        How much work that is, in proportion to other cells; for the progress bar.
     """
 
     config: dict[str, Any]
     parts: tuple[object, ...]
     measure: Callable[[], Arrays]
+    work: float = 1.0
 
 
 class Result(NamedTuple):
@@ -116,7 +123,47 @@ class Store:
         self._db.close()
 
 
-def run(experiment: str, cells: Iterable[Cell], store: Store, *, fresh: bool = False) -> list[Result]:
+class Here(Executor):
+    """Runs everything where it is asked to, before it answers."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Return the future of a call that has been made."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class Pool(NamedTuple):
+    """Who measures.
+
+    Attributes
+    ----------
+    executor
+        Runs what it is given. If that is elsewhere, cells' ``measure`` must be fit to be sent there.
+    width
+        How many cells it is given at a time.
+    """
+
+    executor: Executor = Here()
+    width: int = 1
+
+
+HERE = Pool()
+"""This process."""
+
+
+def run(
+    experiment: str,
+    cells: Iterable[Cell],
+    store: Store,
+    *,
+    fresh: bool = False,
+    pool: Pool = HERE,
+    failed: Callable[[Cell, Exception], None] | None = None,
+) -> list[Result]:
     """Measure the cells that are not in the store yet, and return all of them, in order.
 
     Parameters
@@ -126,20 +173,47 @@ def run(experiment: str, cells: Iterable[Cell], store: Store, *, fresh: bool = F
     cells
         What to measure.
     store
-        Where results are kept.
+        Where results are kept, each as soon as it is there.
     fresh
         Measure all of them anew.
+    pool
+        Who measures; this process, one after the other, by default.
+    failed
+        Told of cells that cannot be measured, which then have no arrays; by default their error is raised.
     """
-    results = []
-    for cell in tqdm(list(cells), desc=experiment, unit="cell", disable=None, leave=False):
-        config = json.dumps(cell.config, sort_keys=True)
-        key = _key(experiment, config, cell.parts)
-        arrays = None if fresh else store.read(key)
-        if arrays is None:
-            arrays = {name: np.asarray(a, dtype=np.float64) for name, a in cell.measure().items()}
-            store.write(key, experiment, config, arrays)
-        results.append(Result(cell.config, arrays))
-    return results
+    plan = [(cell, json.dumps(cell.config, sort_keys=True)) for cell in cells]
+    keys = [_key(experiment, config, cell.parts) for cell, config in plan]
+    known = {} if fresh else {key: store.read(key) for key in keys}
+    found: dict[str, Arrays] = {key: arrays for key, arrays in known.items() if arrays is not None}
+    missing = {key: cell for key, cell in zip(keys, plan, strict=True) if key not in found}
+    queue, waiting = iter(missing), dict[Future[Arrays], str]()
+    work = sum(cell.work for cell, _ in missing.values())
+    with tqdm(total=work, desc=experiment, disable=None, leave=False, bar_format=BAR) as bar:
+        while True:
+            for key in islice(queue, pool.width - len(waiting)):
+                waiting[pool.executor.submit(missing[key][0].measure)] = key
+            if not waiting:
+                break
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                key = waiting.pop(future)
+                cell, config = missing[key]
+                error = future.exception()
+                if error is None:
+                    arrays = future.result().items()
+                    found[key] = {name: np.asarray(a, dtype=np.float64) for name, a in arrays}
+                    store.write(key, experiment, config, found[key])
+                elif failed is not None and isinstance(error, Exception):
+                    failed(cell, error)
+                else:
+                    raise error
+                bar.update(cell.work)
+    return [Result(cell.config, found.get(key, {})) for key, (cell, _) in zip(keys, plan, strict=True)]
+
+
+def missing(experiment: str, cells: Iterable[Cell], store: Store) -> list[Cell]:
+    """Return the cells that are not in the store yet."""
+    plan = ((cell, json.dumps(cell.config, sort_keys=True)) for cell in cells)
+    return [cell for cell, config in plan if store.read(_key(experiment, config, cell.parts)) is None]
 
 
 def frame(results: list[Result], **columns: Iterable[Any]) -> pd.DataFrame:

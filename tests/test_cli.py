@@ -13,7 +13,19 @@ from analysis import cli, lte, study
 from problems import files
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = ("lte", "derivatives", "gte", "orders", "samples", "overhead")
+EXPERIMENTS = (
+    "lte",
+    "derivatives",
+    "gte",
+    "orders",
+    "samples",
+    "overhead",
+    "heads",
+    "budget",
+    "smoothness",
+    "guidance",
+    "interpolate",
+)
 SMALL = ["--t", "0.3", "--samples", "20", "--points", "4", "--solvers", "ddim", "ttm2", "s-pndm"]
 
 MISTAKES = {
