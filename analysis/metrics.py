@@ -95,6 +95,39 @@ def frechet(a: Moments, b: Moments) -> float:
     return max(0.0, float(apart @ apart + np.trace(one) + np.trace(two) - 2.0 * middle))
 
 
+def influence(x: Array, reference: Moments) -> Array:
+    """Return how the Fréchet distance of samples changes with the weight of each: its influence function.
+
+    The distance moves by the mean of these numbers when samples are drawn anew or resampled, to first order,
+    which is what intervals and paired differences are made of. With T the map that takes the covariance A to
+    the reference's B, T A T = B, and d = x - μ, it is 2 (μ - μ_r)ᵀ d + dᵀ (1 - T) d - tr (1 - T) A, as the
+    derivative of tr (A B)^(1/2) with respect to A is T/2.
+
+    Parameters
+    ----------
+    x
+        The samples, (n, d).
+    reference
+        What they are compared with.
+
+    Returns
+    -------
+    The influences, (n,), of mean zero. Directions in which the samples do not vary are left out.
+    """
+    mean = x.mean(0)
+    centred = x - mean
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
+    kept = values > 1e-10 * max(values[-1], np.finfo(np.float64).tiny)
+    root, basis = np.sqrt(values[kept]), vectors[:, kept]
+    middle = root[:, None] * (basis.T @ reference.covariance @ basis) * root
+    squares, axes = np.linalg.eigh(middle)
+    half = (basis / root) @ axes
+    mapped = np.sqrt(np.clip(squares, 0.0, None)) * (centred @ half)  # dᵀ T d = Σ √λ (dᵀ A^(-1/2) v)²
+    raw = 2.0 * centred @ (mean - reference.mean) + (centred**2).sum(1) - (mapped * (centred @ half)).sum(1)
+    change: Array = raw - raw.mean()
+    return change
+
+
 def frechet_of_few(x: Array, y: Array) -> float:
     """Return what ``frechet`` does for samples (n, d) and (m, d) that are fewer than d, at less cost."""
     apart = x.mean(0) - y.mean(0)
