@@ -22,7 +22,7 @@ from torch import Tensor
 
 from analysis import plots, tables
 from analysis.cli import Session, add_factors, add_solvers, main, parser
-from analysis.problems import Features, features
+from analysis.features import Features, classifier
 from analysis.reference import reference
 from analysis.rows import (
     BUDGETS,
@@ -91,7 +91,7 @@ def experiment(session: Session) -> Sequence[Path]:
 
     @cache
     def seen() -> Features | None:
-        return features(problem)
+        return classifier(problem)
 
     def measure(row: Row) -> dict[str, Any]:
         arrays = end_point(session, row, begin(), target(row.method.denoise), seen())
@@ -193,7 +193,7 @@ def end_point(
         "encode_nfe": np.array(there.nfe),
     }
     if features is not None:
-        arrays["feature_error"] = (features(x) - features(target)).norm(dim=1).numpy()
+        arrays["feature_error"] = (features.of(x) - features.of(target)).norm(dim=1).numpy()
     if isinstance(session.problem, Mixture):
         alpha = 1.0 if row.method.denoise else schedule.alpha(schedule.stop)
         nearest = session.problem.nearest

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from analysis import plots, tables
 from analysis.cli import Session, main, named, parser
+from analysis.features import classifier
 from analysis.methods import GRIDS, METHODS
-from analysis.problems import features
 from analysis.reference import reference
 from analysis.statistics import LEVEL, Bootstrap
 from analysis.study import Cell, run
@@ -101,8 +101,8 @@ def experiment(session: Session) -> Sequence[Path]:
             contender.model.to(session.cast(torch.empty(0))), nfe, session.cast(session.latents())
         )
         apart = {"error": x.double().cpu() - exact()[0]}
-        if (of := features(problem)) is not None:
-            apart["feature_error"] = of(x) - of(exact()[0])
+        if (features := classifier(problem)) is not None:
+            apart["feature_error"] = features.of(x) - features.of(exact()[0])
         arrays = {name: d.flatten(1).norm(dim=1).numpy() for name, d in apart.items()}
         return {**arrays, "reference_error": np.array(exact()[1])}
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from analysis import plots, tables
 from analysis.cli import Session, add_solvers, main, parser
+from analysis.features import Features, classifier
 from analysis.methods import Method
-from analysis.problems import Features, features
 from analysis.reference import reference
 from analysis.statistics import Bootstrap
 from analysis.study import Cell, Result, run
@@ -105,7 +105,7 @@ def experiment(session: Session) -> Sequence[Path]:
         session = replace(session, args=named)
     rows, notes = plan(session)
     pairs = problem.sample(2 * args.samples, problem.schedule.stop, torch.Generator().manual_seed(args.seed))
-    seen = features(problem)
+    seen = classifier(problem)
     config = {**session.config, "points": args.points}
 
     cell = Cell(
@@ -246,7 +246,7 @@ def strips(
         "head": np.array(back.head),
     }
     if seen is not None:
-        apart = seen(found.flatten(0, 1)) - seen(target.flatten(0, 1))
+        apart = seen.of(found.flatten(0, 1)) - seen.of(target.flatten(0, 1))
         arrays["feature_error"] = apart.norm(dim=1).reshape(target.shape[:2]).numpy()
     return arrays
 
