@@ -22,15 +22,13 @@ from torch import Tensor
 
 from analysis import plots, tables
 from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
-from analysis.problems import PROBLEMS, checkpoint, latents
+from analysis.problems import DTYPES, PROBLEMS, latents, prepared
 from analysis.reference import reference
 from analysis.study import Store, package_version
 from problems import Problem
 from problems.console import Parser, UsageError, attempt, device, positive
 from problems.files import atomically
 from solvers.adaptive_taylor import AdaptiveTaylor
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def parser(name: str, description: str, examples: str) -> Parser:
@@ -212,24 +210,8 @@ def _session(name: str, args: argparse.Namespace) -> Session:
 def _problem(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a session knows of its problem: ``problem``, ``working`` and ``dtype``."""
     place = device(args.device)
-    problem = _made(args.problem)
-    dtype = DTYPES[args.dtype] if args.dtype else problem.dtype
-    return {
-        "problem": problem.to(torch.empty(0, dtype=torch.promote_types(problem.dtype, dtype))),
-        "working": problem.to(torch.empty(0, dtype=dtype, device=place)),
-        "dtype": dtype,
-    }
-
-
-def _made(name: str) -> Problem:
-    if name in PROBLEMS:
-        return PROBLEMS[name]()
-    if not name.endswith(".safetensors"):
-        raise UsageError(
-            f"unknown problem {name!r}; choose from {', '.join(PROBLEMS)}, or type the path of a checkpoint"
-        )
     try:
-        return checkpoint(Path(name))
+        return prepared(args.problem, args.dtype, place)._asdict()
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -14,6 +14,8 @@ from problems import Problem
 from problems.console import UsageError
 from problems.images import classifier as classifiers
 from problems.images import inception as inceptions
+from problems.images.classifier import Classifier
+from problems.images.inception import Inception
 
 INCEPTION = "Inception-v3"
 """The features of the FID."""
@@ -49,19 +51,18 @@ class Features:
 def pixels(problem: Problem) -> Features:
     """Return the states themselves, flattened; those of problems without images are called coordinates."""
     name = "pixels" if len(problem.event_shape) == 3 else "coordinates"
-    return Features(name, lambda x: x.detach().flatten(1).double().cpu())
+    return Features(name, lambda x: x.detach().flatten(1).cpu().double())
 
 
 def classifier(problem: Problem) -> Features | None:
-    """Return the 64 features of the digits classifier, which it sees on the CPU; None for other problems."""
+    """Return the 64 features of the digits classifier; None for problems that are not of its images."""
     if problem.event_shape != torch.Size((1, 8, 8)):
         return None
-    network = classifiers.shipped()
-    return _seen("digits classifier", network, lambda x: network.features(x.cpu()))
+    return _seen("digits classifier", classifiers.shipped(), lambda x: x)
 
 
 def inception(path: Path) -> Features:
-    """Return the 2,048 features of Inception-v3, which it sees on the device of the states.
+    """Return the 2,048 features of Inception-v3.
 
     It sees images as files of 8 bits keep them, as is usual for the FID: cut to [-1, 1] and rounded to one of
     256 levels.
@@ -76,14 +77,7 @@ def inception(path: Path) -> Features:
     problems.images.checkpoints.CheckpointError
         If it cannot be used.
     """
-    network = inceptions.load(path)
-
-    def see(x: Tensor) -> Tensor:
-        # Tensor cores would keep 10 bits of each factor.
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            return network.to(x.device).features(stored(x))
-
-    return _seen(INCEPTION, network, see)
+    return _seen(INCEPTION, inceptions.load(path), stored)
 
 
 def stored(x: Tensor) -> Tensor:
@@ -137,12 +131,15 @@ def _named(name: str, problem: Problem) -> Features:
         raise UsageError(str(error)) from error
 
 
-def _seen(name: str, network: nn.Module, see: Callable[[Tensor], Tensor]) -> Features:
-    """Return features that a network sees, in batches of float32."""
+def _seen(name: str, network: Classifier | Inception, prepare: Callable[[Tensor], Tensor]) -> Features:
+    """Return features that a network sees, in float32, on the device of the states."""
 
     def of(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            seen = [see(part.float()).double().cpu() for part in torch.split(x, BATCH)]
+        network.to(x.device)
+        # Unless told, a GPU cuts the factors of convolutions to 10 bits.
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), exact:
+            seen = [network.features(prepare(part.float())).cpu().double() for part in torch.split(x, BATCH)]
         return torch.cat(seen)  # outside, so that it is a tensor like any other
 
     return Features(name, of, (_digest(network), type(network)))

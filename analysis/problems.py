@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,74 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 Features = Callable[[Tensor], Tensor]
 P = TypeVar("P", bound=Problem)
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def named(name: str) -> Problem:
+    """Return the problem of a name in ``PROBLEMS``, or that of a checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If there is none, with a sentence for the user.
+    """
+    if name in PROBLEMS:
+        return PROBLEMS[name]()
+    if not name.endswith(".safetensors"):
+        known = ", ".join(PROBLEMS)
+        raise ValueError(f"unknown problem {name!r}; choose from {known}, or type the path of a checkpoint")
+    return checkpoint(Path(name))
+
+
+class Prepared(NamedTuple):
+    """A problem, ready to be solved.
+
+    Attributes
+    ----------
+    problem
+        On the CPU, in float64 if it is exact: for references and initial states.
+    working
+        In the dtype and on the device in which methods run.
+    dtype
+        That dtype.
+    """
+
+    problem: Problem
+    working: Problem
+    dtype: torch.dtype
+
+
+def prepared(name: str, dtype: str | None, device: torch.device) -> Prepared:
+    """Return the problem of a name in ``PROBLEMS``, or that of a checkpoint.
+
+    Parameters
+    ----------
+    name
+        The name, or the path of the checkpoint, which ends in ``.safetensors``.
+    dtype
+        A name in ``DTYPES``; None is what suits the problem: float64, and float32 for networks.
+    device
+        Where methods will run.
+
+    Raises
+    ------
+    ValueError
+        If there is no such problem, with a sentence for the user.
+    """
+    if name in PROBLEMS:
+        problem = PROBLEMS[name]()
+    elif name.endswith(".safetensors"):
+        problem = checkpoint(Path(name))
+    else:
+        known = ", ".join(PROBLEMS)
+        raise ValueError(f"unknown problem {name!r}; choose from {known}, or type the path of a checkpoint")
+    chosen = DTYPES[dtype] if dtype else problem.dtype
+    exact = torch.promote_types(problem.dtype, chosen)
+    return Prepared(
+        problem.to(torch.empty(0, dtype=exact)),
+        problem.to(torch.empty(0, dtype=chosen, device=device)),
+        chosen,
+    )
 
 
 def checkpoint(path: Path) -> Problem:

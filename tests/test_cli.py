@@ -25,6 +25,7 @@ EXPERIMENTS = (
     "smoothness",
     "guidance",
     "interpolate",
+    "fid",
 )
 SMALL = ["--t", "0.3", "--samples", "20", "--points", "4", "--solvers", "ddim", "ttm2", "s-pndm"]
 
