@@ -87,18 +87,21 @@ class Means(nn.Module):
         self.seen = []
 
     def features(self, x):
+        assert torch.backends.cudnn.enabled
+        assert not torch.backends.cudnn.allow_tf32
         self.seen.append(x)
         return self.weight * torch.stack([x.mean((1, 2, 3)), torch.full((len(x),), float(x.shape[-1]))], 1)
 
 
 def test_inception_sees_eight_bits_in_batches(monkeypatch):
-    network = Means()
+    network, before = Means(), torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(inceptions, "load", lambda path: network)
     x = images(module.BATCH + 1, 3, 4, 4, spread=1.0)
     made = plain(inception(None).of(x), len(x), 2)
     assert [len(part) for part in network.seen] == [module.BATCH, 1]
     assert torch.equal(torch.cat(network.seen), stored(x.float()))
     assert torch.cat(network.seen).abs().max() == 1.0
+    assert torch.backends.cudnn.allow_tf32 == before
     assert (made[:, 0] - stored(x).mean((1, 2, 3))).abs().max() < 48 * 2.0**-24
     assert (made[:, 1] == 4.0).all()
 
@@ -148,7 +151,7 @@ def test_features_are_told_apart_in_the_store():
     def weighing(value):
         network = Means()
         nn.init.constant_(network.weight, value)
-        return module._seen("means", network, network.features)
+        return module._seen("means", network, lambda x: x)
 
     assert key(weighing(1.0)) == key(weighing(1.0)) != key(weighing(1.0 + 2.0**-23))
 
