@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from problems import Gaussian, Problem, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
-from problems.images import classifier
 from problems.images.score import load, shipped
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -31,7 +30,6 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 }
 """Every problem of the suite by the name it is called by."""
 
-Features = Callable[[Tensor], Tensor]
 P = TypeVar("P", bound=Problem)
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -113,22 +111,6 @@ def checkpoint(path: Path) -> Problem:
     """
     head = path.with_name(f"{path.stem}-head.safetensors")
     return load(path, head if head.exists() else None)[0]
-
-
-def features(problem: Problem) -> Features | None:
-    """Return the features in which images of a problem are compared; None where there are none.
-
-    Takes states (N, *event), returns float64 (N, d) on the CPU: what the digits classifier makes of them.
-    """
-    if problem.event_shape != torch.Size((1, 8, 8)):
-        return None
-    network = classifier.shipped()
-
-    def of(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return network.features(x.float().cpu()).double().clone()
-
-    return of
 
 
 def latents(problem: Problem, samples: int, seed: int) -> Tensor:
