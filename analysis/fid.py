@@ -43,6 +43,7 @@ Found = tuple[Row, list[Result]]
 DATA = 10_000
 """Data, at least, with which samples are compared."""
 
+MEASURED = ("nfe", "jvp", "head", "error", "error_low", "error_high")
 DEFAULT = ("ddim", "ttm2", "s-pndm", "f-pndm", "euler-maruyama")
 NEIGHBOURS = 2000
 """Samples, at most, of which neighbours and kernels are taken: their cost grows like the square."""
@@ -114,6 +115,8 @@ def experiment(session: Session) -> Sequence[Path]:
         (replace(row, note=failures.get(_curve(parts[0].config), "")) if parts else row, parts)
         for row, parts in found
     ]
+    if all(row.note for row, _ in kept):
+        raise ArithmeticError(f"no row could be measured; {kept[-1][0].solver}: {kept[-1][0].note}")
     unit = "steps" if args.steps else "nfe"
     table = tabulate(session, kept, truth, accurate).rename(columns={"budget": f"{unit}_budget"})
     seen = [f.name for f in looks[: len(shown)]]
@@ -216,7 +219,7 @@ def tabulate(
             lines.append({**everywhere, **about, **judge(samples)})
         for row, parts in rows:
             line = {**everywhere, **row.factors, "budget": row.budget, "steps": row.steps or None}
-            line |= {"feature": name, "note": row.note}
+            line |= {"feature": name, "note": row.note, **dict.fromkeys(MEASURED, math.nan)}
             if not row.note:
                 line |= {bill: int(parts[0].arrays[bill]) for bill in ("nfe", "jvp", "head")}
                 line |= judge(gathered(parts, name)[:n])

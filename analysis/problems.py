@@ -34,22 +34,6 @@ P = TypeVar("P", bound=Problem)
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-def named(name: str) -> Problem:
-    """Return the problem of a name in ``PROBLEMS``, or that of a checkpoint.
-
-    Raises
-    ------
-    ValueError
-        If there is none, with a sentence for the user.
-    """
-    if name in PROBLEMS:
-        return PROBLEMS[name]()
-    if not name.endswith(".safetensors"):
-        known = ", ".join(PROBLEMS)
-        raise ValueError(f"unknown problem {name!r}; choose from {known}, or type the path of a checkpoint")
-    return checkpoint(Path(name))
-
-
 class Prepared(NamedTuple):
     """A problem, ready to be solved.
 

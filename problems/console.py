@@ -101,7 +101,7 @@ def attempt(p: Parser, action: Callable[[], None], kept: str) -> int:
         action()
     except UsageError as error:
         p.error(str(error))
-    except (OSError, FloatingPointError) as error:
+    except (OSError, ArithmeticError) as error:
         print(f"{p.prog}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
