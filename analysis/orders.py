@@ -204,7 +204,7 @@ def report(table: pd.DataFrame) -> None:
     passed, settled = (table["verdict"] == "pass").sum(), table["verdict"].isin(["pass", "FAIL"]).sum()
     notes = [
         f"{passed} of {settled} certificates pass: the slope lies within {TOLERANCE:g} of the order",
-        f"reference: adaptive Taylor, own error {table['reference_error'].max():.1e}",
+        f"reference: own error {table['reference_error'].max():.1e}",
     ]
     changed = table[table["order"] != table["solver_order"]]
     if len(changed):

@@ -132,7 +132,8 @@ def run(tmp_path, objective=None, config=None, steps=100, batch=16, name="a", so
     aim = objective or Objective()
     data = source or gaussian_data()
     teacher = net or network().float()
-    return distil(teacher, config or HeadConfig(8), data, recipe, state, aim, quiet=True)
+    head, course = distil(teacher, config or HeadConfig(8), data, recipe, state, aim, quiet=True)
+    return head, course.losses
 
 
 @pytest.mark.parametrize(

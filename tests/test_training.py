@@ -52,6 +52,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_been(tmp_path, capsys):
     assert cut == whole
     cards = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "cut")]
     assert cards[0]["losses"] == cards[1]["losses"]
+    assert all(card["seconds"] > 0.0 for card in cards)
     assert not state.exists()
 
 
@@ -225,7 +226,8 @@ def gaussian(draw_labels=False, classes=0):
 def test_the_loss_of_the_first_step(tmp_path):
     """The mean of |said - ε|² on the batch that the first step draws."""
     recipe = Recipe(steps=1, batch=16, lr=1e-3, seed=3)
-    _, losses = train.train(CONFIG, VP(), gaussian(), recipe, tmp_path / "x", quiet=True)
+    _, course = train.train(CONFIG, VP(), gaussian(), recipe, tmp_path / "x", quiet=True)
+    losses = course.losses
     torch.manual_seed(3)
     network = train.ScoreNetwork(CONFIG, VP())
     source = generator(3, 0)
@@ -258,7 +260,8 @@ def test_hidden_labels(tmp_path):
 def test_training_a_network_lowers_the_loss_to_that_of_the_exact_score(tmp_path):
     """Of N(0, s²) it is the mean over t of 1 - γ²/(s² + γ²): what of ε is not known from x̄."""
     recipe = Recipe(steps=300, batch=64, lr=3e-3, warmup=20)
-    _, losses = train.train(CONFIG, VP(), gaussian(), recipe, tmp_path / "x", quiet=True)
+    _, course = train.train(CONFIG, VP(), gaussian(), recipe, tmp_path / "x", quiet=True)
+    losses = course.losses
     t = torch.linspace(1e-3, 1.0, 10001, dtype=torch.float64)
     gamma = VP().gamma(t)
     floor = float((0.49 / (0.49 + gamma**2)).mean())

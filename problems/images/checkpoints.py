@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from problems.files import atomically
@@ -54,7 +54,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> 
         JSON values.
     """
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    atomically(path, lambda file: save_file(plain, file))
+    # As bytes: safetensors' own files are for their owner only.
+    atomically(path, lambda file: file.write_bytes(save_bytes(plain)))
     text = json.dumps({**card, "sha256": _digest(path)}, indent=2) + "\n"
     atomically(path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from problems.images import checkpoints, data
 from problems.images.classifier import Classifier, ClassifierConfig
 from problems.images.sources import MIXTURES, Samples
 from problems.images.train import add_recipe, card, recipe, typed
-from problems.images.training import Recipe, fit
+from problems.images.training import Fitted, Recipe, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +157,7 @@ def train(
     *,
     place: torch.device | None = None,
     quiet: bool = False,
-) -> tuple[Classifier, list[float]]:
+) -> tuple[Classifier, Fitted]:
     """Train a classifier; the loss is the cross entropy.
 
     Parameters
@@ -178,10 +177,11 @@ def train(
 
     Returns
     -------
-    The classifier with averaged weights, on the CPU, and the mean losses of every 50 steps.
+    The classifier with averaged weights, on the CPU, and the course of its training.
     """
-    torch.manual_seed(recipe.seed)
-    classifier = Classifier(config).to(place or torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        classifier = Classifier(config).to(place or torch.device("cpu"))
 
     def loss(random: torch.Generator) -> Tensor:
         x, labels = source.draw(recipe.batch, random)
@@ -191,7 +191,7 @@ def train(
     identity = {"kind": "classifier", "config": dataclasses.asdict(config), "data": source.card}
     fitted = fit(classifier, loss, recipe, state, identity, quiet=quiet)
     classifier.load_state_dict(fitted.tensors)
-    return classifier.cpu().eval(), fitted.losses
+    return classifier.cpu().eval(), fitted
 
 
 @torch.no_grad()
@@ -297,9 +297,8 @@ def command(argv: Sequence[str] | None = None) -> int:
         state = args.out.with_name(args.out.name + ".state")
         if args.fresh:
             state.unlink(missing_ok=True)
-        began = time.perf_counter()
-        classifier, losses = train(config, source, recipe(args), state, place=place)
-        about = card("classifier", recipe(args), losses, time.perf_counter() - began, typed(p, argv))
+        classifier, fitted = train(config, source, recipe(args), state, place=place)
+        about = card("classifier", recipe(args), fitted, typed(p, argv))
         about |= {
             "config": dataclasses.asdict(config),
             "data": source.card,

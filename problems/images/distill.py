@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from problems.images.overhead import tariff
 from problems.images.score import Learned, load
 from problems.images.sources import MIXTURES, Samples, samples
 from problems.images.train import add_recipe, card, recipe, typed
-from problems.images.training import Recipe, fit, stratified
+from problems.images.training import Fitted, Recipe, diffused, fit
 from problems.images.unet import Expansion, ScoreNetwork
 from problems.score import follow
 from problems.series import Series, sqrt
@@ -119,7 +118,7 @@ def distil(
     place: torch.device | None = None,
     forget: float = 0.1,
     quiet: bool = False,
-) -> tuple[Head, list[float]]:
+) -> tuple[Head, Fitted]:
     """Train a head on a score network, which stays as it is.
 
     Parameters
@@ -145,25 +144,19 @@ def distil(
 
     Returns
     -------
-    The head with averaged weights, on the CPU, and the mean losses of every 50 steps.
+    The head with averaged weights, on the CPU, and the course of its training.
     """
     aim = objective or Objective()
     schedule, shape = network.schedule, network.config
     teacher = copy.deepcopy(network).to(place or torch.device("cpu")).requires_grad_(False)
-    torch.manual_seed(recipe.seed)
-    head = Head(config, shape.colours, shape.channels).to(place or torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        head = Head(config, shape.colours, shape.channels).to(place or torch.device("cpu"))
 
     def loss(random: torch.Generator) -> Tensor:
-        x0, labels = source.draw(recipe.batch, random)
-        t = stratified(recipe.batch, schedule.stop, schedule.start, random)
-        gamma = schedule.gamma(t)[:, None, None, None]
-        noise = torch.randn(x0.shape, generator=random)
-        if labels is not None and shape.classes:
-            hidden = torch.rand(recipe.batch, generator=random) < forget
-            labels = labels.masked_fill(hidden, shape.classes).to(place)
-        known = labels if shape.classes else None
-        xbar = (x0 + gamma * noise).float().to(place)
-        gamma, noise = gamma.float().to(place), noise.to(place)
+        batch = diffused(source, schedule, recipe.batch, shape.classes, forget, random)
+        xbar, gamma, noise = (part.to(place) for part in batch[:3])
+        known = None if batch.labels is None else batch.labels.to(place)
         with torch.no_grad(), torch.autocast(xbar.device.type, enabled=False):
             if aim.derivative_free:
                 eps, target, expansion = derivative_free_targets(teacher, xbar, gamma, known, noise)
@@ -182,7 +175,7 @@ def distil(
     }
     fitted = fit(head, loss, recipe, state, identity, quiet=quiet)
     head.load_state_dict(fitted.tensors)
-    return head.cpu().eval(), fitted.losses
+    return head.cpu().eval(), fitted
 
 
 RECIPE = Recipe(steps=2000, batch=128, lr=2e-3, ema=0.99)
@@ -243,9 +236,8 @@ def command(argv: Sequence[str] | None = None) -> int:
         state = args.out.with_name(args.out.name + ".state")
         if args.fresh:
             state.unlink(missing_ok=True)
-        began = time.perf_counter()
-        head, losses = distil(model.network, config, source, recipe(args), state, aim, place=place)
-        about = card("head", recipe(args), losses, time.perf_counter() - began, typed(p, argv))
+        head, fitted = distil(model.network, config, source, recipe(args), state, aim, place=place)
+        about = card("head", recipe(args), fitted, typed(p, argv))
         about |= {
             "config": dataclasses.asdict(config),
             "objective": dataclasses.asdict(aim),
@@ -255,7 +247,7 @@ def command(argv: Sequence[str] | None = None) -> int:
         }
         checkpoints.save(path, head.state_dict(), about)
         state.unlink(missing_ok=True)
-        print(f"loss {losses[-1]:.5f} after {args.steps} steps, {about['seconds']} s; written: {path}")
+        print(f"loss {fitted.losses[-1]:.5f} after {args.steps} steps, {about['seconds']} s; written: {path}")
 
     return attempt(p, action, "the same command goes on where it was")
 

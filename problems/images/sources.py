@@ -60,6 +60,8 @@ def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
     """
     if not noise >= 0.0:
         raise UsageError(f"noise has a standard deviation of at least 0, not {noise}")
+    if name in MIXTURES and flip:
+        raise UsageError(f"{name} is a distribution, which cannot be mirrored; leave out --flip")
     if name in MIXTURES:
         mixture = MIXTURES[name]()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shlex
 import sys
-import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from problems.console import Parser, UsageError, attempt, device, positive
 from problems.images import checkpoints
 from problems.images.sources import Samples, samples
-from problems.images.training import DECAYS, Recipe, fit, stratified
+from problems.images.training import DECAYS, Fitted, Recipe, diffused, fit
 from problems.images.unet import EMBEDDINGS, PREDICTIONS, Config, ScoreNetwork
 from problems.schedule import VP, Schedule
 
@@ -32,7 +32,7 @@ def train(
     place: torch.device | None = None,
     forget: float = 0.1,
     quiet: bool = False,
-) -> tuple[ScoreNetwork, list[float]]:
+) -> tuple[ScoreNetwork, Fitted]:
     """Train a score network.
 
     Parameters
@@ -56,36 +56,31 @@ def train(
 
     Returns
     -------
-    The network with averaged weights, on the CPU, and the mean losses of every 50 steps.
+    The network with averaged weights, on the CPU, and the course of its training.
     """
-    torch.manual_seed(recipe.seed)
-    network = ScoreNetwork(config, schedule).to(place or torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = ScoreNetwork(config, schedule).to(place or torch.device("cpu"))
 
     def loss(random: torch.Generator) -> Tensor:
-        x0, labels = source.draw(recipe.batch, random)
-        t = stratified(recipe.batch, schedule.stop, schedule.start, random)
-        gamma = schedule.gamma(t)[:, None, None, None]
-        eps = torch.randn(x0.shape, generator=random)
-        if labels is not None and config.classes:
-            hidden = torch.rand(recipe.batch, generator=random) < forget
-            labels = labels.masked_fill(hidden, config.classes).to(place)
-        xbar = (x0 + gamma * eps).float().to(place)
-        said: Tensor = network(xbar, gamma.float().to(place), labels if config.classes else None)
-        return (said - eps.to(place)).square().mean()
+        batch = diffused(source, schedule, recipe.batch, config.classes, forget, random)
+        labels = None if batch.labels is None else batch.labels.to(place)
+        said: Tensor = network(batch.xbar.to(place), batch.gamma.to(place), labels)
+        return (said - batch.noise.to(place)).square().mean()
 
     identity = {"config": dataclasses.asdict(config), "schedule": repr(schedule), "data": source.card}
     fitted = fit(network, loss, recipe, state, identity, quiet=quiet)
     network.load_state_dict(fitted.tensors)
-    return network.cpu().eval(), fitted.losses
+    return network.cpu().eval(), fitted
 
 
-def card(kind: str, recipe: Recipe, losses: list[float], seconds: float, command: str) -> dict[str, Any]:
+def card(kind: str, recipe: Recipe, fitted: Fitted, command: str) -> dict[str, Any]:
     """Return what every card says besides the architecture and the data."""
     return {
         "kind": kind,
         "recipe": dataclasses.asdict(recipe),
-        "losses": losses,
-        "seconds": round(seconds, 1),
+        "losses": fitted.losses,
+        "seconds": round(fitted.seconds, 1),
         "command": command,
         "versions": {"torch": version("torch"), "python": platform.python_version()},
     }
@@ -115,7 +110,7 @@ def recipe(args: Any) -> Recipe:
 
 def typed(p: Parser, argv: Sequence[str] | None) -> str:
     """Return the command line as it was typed."""
-    return " ".join([p.prog, *(sys.argv[1:] if argv is None else argv)])
+    return f"{p.prog} {shlex.join(sys.argv[1:] if argv is None else argv)}".rstrip()
 
 
 def arguments() -> Parser:
@@ -160,6 +155,8 @@ def command(argv: Sequence[str] | None = None) -> int:
     def action() -> None:
         place = device(args.device)
         source = samples(args.data, args.noise, flip=args.flip)
+        if source.shape[-1] != source.shape[-2]:
+            raise UsageError(f"images must be square, those of {args.data} are {tuple(source.shape)}")
         if args.conditional and not source.classes:
             raise UsageError(f"{args.data} has no class labels; leave --conditional out")
         try:
@@ -176,20 +173,18 @@ def command(argv: Sequence[str] | None = None) -> int:
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
-        if source.shape[-1] != source.shape[-2]:
-            raise UsageError(f"images must be square, those of {args.data} are {tuple(source.shape)}")
         path = args.out.with_name(args.out.name + ".safetensors")
         state = args.out.with_name(args.out.name + ".state")
         if args.fresh:
             state.unlink(missing_ok=True)
-        began, schedule = time.perf_counter(), VP()
-        network, losses = train(config, schedule, source, recipe(args), state, place=place)
-        about = card("score network", recipe(args), losses, time.perf_counter() - began, typed(p, argv))
+        schedule = VP()
+        network, fitted = train(config, schedule, source, recipe(args), state, place=place)
+        about = card("score network", recipe(args), fitted, typed(p, argv))
         about["config"], about["data"] = dataclasses.asdict(config), source.card
         about["schedule"] = {"name": type(schedule).__name__, **dataclasses.asdict(schedule)}
         checkpoints.save(path, network.state_dict(), about)
         state.unlink(missing_ok=True)
-        print(f"loss {losses[-1]:.4f} after {args.steps} steps, {about['seconds']} s; written: {path}")
+        print(f"loss {fitted.losses[-1]:.4f} after {args.steps} steps, {about['seconds']} s; written: {path}")
         print(f"look at samples: python -m analysis.samples --problem {path}")
 
     return attempt(p, action, "the same command goes on where it was")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +23,8 @@ from tqdm import tqdm
 from problems.console import UsageError
 from problems.files import atomically
 from problems.images import checkpoints
+from problems.images.sources import Samples
+from problems.schedule import Schedule
 
 RECORD = 50
 """Steps over which a recorded loss is the mean."""
@@ -93,10 +96,13 @@ class Fitted:
         The averaged weights.
     losses
         Mean losses of every ``RECORD`` steps.
+    seconds
+        How long it took, pieces that were cut off included up to their last state.
     """
 
     tensors: dict[str, Tensor]
     losses: list[float]
+    seconds: float
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -109,6 +115,55 @@ def stratified(n: int, low: float, high: float, source: torch.Generator) -> Tens
     """Return n uniform numbers in [low, high], one in each nth part of it, in random order, float64."""
     places = torch.randperm(n, generator=source) + torch.rand(n, generator=source, dtype=torch.float64)
     return low + (high - low) * places / n
+
+
+class Diffused(NamedTuple):
+    """A batch of diffused data.
+
+    Attributes
+    ----------
+    xbar
+        States x/α, (n, C, H, W), float32.
+    gamma
+        Their noise-to-signal ratios, (n, 1, 1, 1), float32.
+    noise
+        The noise in them: x̄ = x₀ + γ noise.
+    labels
+        Their classes (n,), some of them hidden; None if the network takes none.
+    """
+
+    xbar: Tensor
+    gamma: Tensor
+    noise: Tensor
+    labels: Tensor | None
+
+
+def diffused(
+    source: Samples, schedule: Schedule, n: int, classes: int, forget: float, random: torch.Generator
+) -> Diffused:
+    """Return data at stratified times of the schedule, on the CPU.
+
+    Parameters
+    ----------
+    source
+        The data.
+    schedule
+        The schedule.
+    n
+        How many.
+    classes
+        The number of classes that the network knows; 0 if it takes no labels.
+    forget
+        Share of the labels that are hidden: their class is ``classes``.
+    random
+        Where all of it is drawn from.
+    """
+    x0, labels = source.draw(n, random)
+    gamma = schedule.gamma(stratified(n, schedule.stop, schedule.start, random))[:, None, None, None]
+    noise = torch.randn(x0.shape, generator=random)
+    if labels is not None and classes:
+        labels = labels.masked_fill(torch.rand(n, generator=random) < forget, classes)
+    return Diffused((x0 + gamma * noise).float(), gamma.float(), noise, labels if classes else None)
 
 
 def fit(
@@ -136,7 +191,7 @@ def fit(
     identity
         JSON values: what the run is, besides the recipe. A state of another run is refused.
     every
-        Steps between two states.
+        Steps between two states, a multiple of ``RECORD``.
     quiet
         Whether to show no progress.
 
@@ -151,7 +206,8 @@ def fit(
     optimiser = torch.optim.Adam(module.parameters(), lr=recipe.lr)
     averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))  # type: ignore[no-untyped-call]
     losses: list[float] = []
-    begin = _resume(state, mine, module, averaged, optimiser, losses) if state.exists() else 0
+    begin, before = _resume(state, mine, module, averaged, optimiser, losses) if state.exists() else (0, 0.0)
+    began = time.perf_counter() - before
     recent: list[Tensor] = []
     device = next(module.parameters()).device.type
     for step in tqdm(range(begin, recipe.steps), initial=begin, total=recipe.steps, disable=quiet or None):
@@ -172,15 +228,18 @@ def fit(
                 raise FloatingPointError(
                     f"the loss is {losses[-1]} near step {step + 1}; lower the learning rate"
                 )
-            if (step + 1) % (every - every % RECORD or RECORD) == 0 and step + 1 < recipe.steps:
-                _keep(state, mine, step + 1, module, averaged, optimiser, losses)
-    return Fitted({k: v.detach().clone() for k, v in averaged.module.state_dict().items()}, losses)
+            if (step + 1) % every == 0 and step + 1 < recipe.steps:
+                seconds = time.perf_counter() - began
+                _keep(state, mine, step + 1, seconds, module, averaged, optimiser, losses)
+    tensors = {k: v.detach().clone() for k, v in averaged.module.state_dict().items()}
+    return Fitted(tensors, losses, time.perf_counter() - began)
 
 
 def _keep(
     path: Path,
     identity: str,
     step: int,
+    seconds: float,
     module: nn.Module,
     averaged: AveragedModel,
     optimiser: torch.optim.Adam,
@@ -191,7 +250,7 @@ def _keep(
     for i, moments in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    about = {"identity": identity, "step": str(step), "losses": json.dumps(losses)}
+    about = {"identity": identity, "step": str(step), "losses": json.dumps(losses), "seconds": str(seconds)}
     atomically(path, lambda file: save_file(plain, file, about))
 
 
@@ -202,7 +261,7 @@ def _resume(
     averaged: AveragedModel,
     optimiser: torch.optim.Adam,
     losses: list[float],
-) -> int:
+) -> tuple[int, float]:
     try:
         tensors, about = checkpoints.read(path)
     except checkpoints.CheckpointError as error:
@@ -221,4 +280,4 @@ def _resume(
         moments.setdefault(int(index), {})[key] = value
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
     losses.extend(json.loads(about["losses"]))
-    return int(about["step"])
+    return int(about["step"]), float(about.get("seconds", 0.0))
