@@ -7,7 +7,9 @@ import inspect
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -180,7 +182,9 @@ class Session:
 def main(
     name: str, p: Parser, experiment: Callable[[Session], Sequence[Path]], argv: Sequence[str] | None
 ) -> int:
-    """Parse the arguments, run the experiment, write its manifest.
+    """Parse the arguments, run the experiment, write the tables that it showed and its manifest.
+
+    An experiment that writes no files, for it only announced what it would do, gets neither.
 
     Returns
     -------
@@ -192,11 +196,22 @@ def main(
         began = time.perf_counter()
         session = _session(name, args)
         try:
-            files = experiment(session)
+            with tables.collected() as shown:
+                files = experiment(session)
         finally:
             session.store.close()
+        if not files:
+            return
+        files = [*files, *(tables.write(session.path(""), shown) if shown else ())]
+        words = [*p.prog.split(), *(sys.argv[1:] if argv is None else argv)]
+        about = {
+            "command": shlex.join(words),
+            **_manifest(args, time.perf_counter() - began),
+            "files": [Path(os.path.relpath(file, args.out)).as_posix() for file in files],
+            "tables": [_recorded(table) for table in shown],
+        }
+        text = json.dumps(about, indent=2, default=str) + "\n"
         manifest = session.path(".json")
-        text = json.dumps(_manifest(p.prog, args, time.perf_counter() - began), indent=2, default=str) + "\n"
         atomically(manifest, lambda file: file.write_text(text, encoding="utf-8"))
         print("\nwritten: " + ", ".join(str(f) for f in (*files, manifest)))
 
@@ -216,10 +231,14 @@ def _problem(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(str(error)) from error
 
 
-def _manifest(prog: str, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+def _recorded(table: tables.Table) -> dict[str, Any]:
+    columns, rows = table.cells()
+    return {"title": table.title, "columns": columns, "rows": rows, "notes": list(table.notes)}
+
+
+def _manifest(args: argparse.Namespace, seconds: float) -> dict[str, Any]:
     packages = ("torch", "torchdiffeq", "numpy", "scipy", "pandas", "matplotlib", "scikit-learn")
     return {
-        "command": prog,
         "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "seed": args.seed,
         "version": package_version(),

@@ -120,10 +120,9 @@ def experiment(session: Session) -> Sequence[Path]:
     unit = "steps" if args.steps else "nfe"
     table = tabulate(session, kept, truth, accurate).rename(columns={"budget": f"{unit}_budget"})
     seen = [f.name for f in looks[: len(shown)]]
-    files = report(session, table, {f.name: f.distance for f in looks}, seen, f"{unit}_budget")
-    if args.sheets:
-        files += _sheets(session, kept)
-    return [*session.save(table, draw(table, seen, f"{unit}_budget")), *files]
+    report(table, {f.name: f.distance for f in looks}, seen, f"{unit}_budget", args.samples)
+    sheets = _sheets(session, kept) if args.sheets else []
+    return [*session.save(table, draw(table, seen, f"{unit}_budget")), *sheets]
 
 
 def _has_head(problem: Problem) -> bool:
@@ -285,14 +284,12 @@ class Judge:
 
 
 def report(
-    session: Session, table: pd.DataFrame, distances: Mapping[str, str], shown: Sequence[str], budget: str
-) -> list[Path]:
-    """Print the tables of distances and errors, write these and all others as Markdown and LaTeX.
+    table: pd.DataFrame, distances: Mapping[str, str], shown: Sequence[str], budget: str, samples: int
+) -> None:
+    """Print the tables of distances and errors, keep these and all others for the files.
 
     Parameters
     ----------
-    session
-        The run.
     table
         The tidy table.
     distances
@@ -301,19 +298,17 @@ def report(
         The features whose distances are printed.
     budget
         The column of the budget.
-
-    Returns
-    -------
-    The files.
+    samples
+        How many samples there are.
     """
     unit = "NFE" if budget == "nfe_budget" else "steps"
-    n, solvers = session.args.samples, table[table["solver"] != "accurate"]
+    solvers = table[table["solver"] != "accurate"]
     sections: list[tuple[str, pd.DataFrame, list[str]]] = []
     others: list[tuple[str, pd.DataFrame, list[str]]] = []
     for name in distances:
         here = solvers[solvers["feature"] == name]
         floor = table[(table["feature"] == name) & (table["solver"] == "accurate")]
-        notes = [f"{n} samples; fewer give larger distances"] + [
+        notes = [f"{samples} samples; fewer give larger distances"] + [
             f"accurate solution{', denoised' if r['denoise'] else ''}: {interval_of('frechet')(r)}; "
             f"extrapolated to infinitely many samples {r['frechet_infinite']:.3g}"
             for _, r in floor[floor["denoise"].isin(here["denoise"])].iterrows()
@@ -340,7 +335,8 @@ def report(
     sections.append((text, wide(errors, budget, unit, interval_of("error")), notes))
     for section in sections:
         tables.show(*section)
-    return tables.write(session.path(""), [*sections, *others])
+    for section in others:
+        tables.keep(*section)
 
 
 def _best(rows: pd.DataFrame, budget: str, unit: str) -> pd.DataFrame:

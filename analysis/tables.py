@@ -1,15 +1,59 @@
-"""Tables: readable on a terminal, exact in CSV. They are made of results and never run solvers."""
+"""Tables: readable on a terminal, exact in CSV. They are made of results and never run solvers.
+
+What a command shows is also kept: inside a ``collected`` block, which is where ``cli.main`` runs experiments,
+every table joins a list, from which files are written at the end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from tabulate import tabulate
 
 from problems.files import atomically
+
+
+class Table(NamedTuple):
+    """A table for readers, as opposed to tidy data.
+
+    Attributes
+    ----------
+    title
+        What it shows.
+    frame
+        Its cells.
+    notes
+        Lines below it.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    notes: Sequence[str] = ()
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Return the names of the columns, and the rows, as they are printed."""
+        rows = [["" if c is None else str(c) for c in row] for row in self.frame.to_numpy().tolist()]
+        return [str(column) for column in self.frame.columns], rows
+
+
+_COLLECTION: ContextVar[list[Table] | None] = ContextVar("collection", default=None)
+
+
+@contextmanager
+def collected() -> Iterator[list[Table]]:
+    """Collect the tables that are shown or kept inside the block, in their order."""
+    collection: list[Table] = []
+    token = _COLLECTION.set(collection)
+    try:
+        yield collection
+    finally:
+        _COLLECTION.reset(token)
 
 
 def interval(value: float, low: float, high: float, digits: int = 2) -> str:
@@ -26,11 +70,18 @@ def interval(value: float, low: float, high: float, digits: int = 2) -> str:
 
 
 def show(title: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> None:
-    """Print a table with its title, and notes below it."""
-    print(f"\n{title}\n")
-    print(tabulate(frame.to_numpy().tolist(), headers=list(frame.columns), disable_numparse=True))
+    """Print a table with its title, and notes below it, and keep it."""
+    print(f"\n{title}\n\n{_text(Table(title, frame), 'simple')}")
     for note in notes:
         print(note)
+    keep(title, frame, notes)
+
+
+def keep(title: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> None:
+    """Keep a table for the files without printing it."""
+    collection = _COLLECTION.get()
+    if collection is not None:
+        collection.append(Table(title, frame, notes))
 
 
 def to_csv(frame: pd.DataFrame, path: Path) -> Path:
@@ -38,15 +89,15 @@ def to_csv(frame: pd.DataFrame, path: Path) -> Path:
     return atomically(path, lambda file: frame.to_csv(file, index=False, float_format="%.17g"))
 
 
-def write(path: Path, sections: Sequence[tuple[str, pd.DataFrame, Sequence[str]]]) -> list[Path]:
+def write(path: Path, shown: Sequence[Table]) -> list[Path]:
     """Write tables, each with its title and notes, to ``path``.md and ``path``.tex (for booktabs).
 
     Parameters
     ----------
     path
         Path without suffix.
-    sections
-        Titles, tables and notes.
+    shown
+        The tables.
 
     Returns
     -------
@@ -56,15 +107,13 @@ def write(path: Path, sections: Sequence[tuple[str, pd.DataFrame, Sequence[str]]
     written = []
     for suffix, (form, shape) in kinds.items():
         breaks = "\n\n" if suffix == ".md" else "\n% "
-        parts = [
-            shape.format(title, _text(frame, form), breaks.join(notes)) for title, frame, notes in sections
-        ]
+        parts = [shape.format(table.title, _text(table, form), breaks.join(table.notes)) for table in shown]
         text = "\n".join(parts)
         target = path.with_name(path.name + suffix)
         written.append(atomically(target, partial(Path.write_text, data=text, encoding="utf-8")))
     return written
 
 
-def _text(frame: pd.DataFrame, form: str) -> str:
-    rows = frame.to_numpy().tolist()
-    return tabulate(rows, headers=list(frame.columns), tablefmt=form, disable_numparse=True)
+def _text(table: Table, form: str) -> str:
+    columns, rows = table.cells()
+    return tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True)
