@@ -208,7 +208,10 @@ def over_seeds(errors: Any, bootstrap: Bootstrap) -> tuple[float, float, float]:
 def _wrong(model: Learned, seed: int) -> float:
     """Return the relative error of a head's dε/dγ on diffused data, weighted by γ² (Eq. 15)."""
     schedule, source = model.schedule, torch.Generator().manual_seed(seed)
-    x0 = model.sample(PROBES, None, source)
+    try:
+        x0 = model.sample(PROBES, None, source)
+    except (ValueError, UsageError):  # the data are elsewhere
+        return math.nan
     gamma = schedule.gamma(stratified(PROBES, schedule.stop, schedule.start, source))[:, None, None, None]
     xbar = (x0 + gamma * torch.randn(x0.shape, generator=source, dtype=torch.float64)).to(model.dtype)
     gamma = gamma.to(model.dtype)

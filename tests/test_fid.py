@@ -1,9 +1,17 @@
 """Grids of sample quality: known distances, shards, failures, budgets; the same table whoever measures."""
 
 import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -12,6 +20,7 @@ from analysis.methods import METHODS
 from analysis.shards import SIZE, Shard
 from problems import VP
 
+ROOT = Path(__file__).parents[1]
 SMALL = ["--problem", "gaussian", "--samples", "300", "--grids", "quadratic", "--denoise", "off"]
 MEAN, STD = torch.tensor([0.3, -0.2], dtype=torch.float64), 0.5
 
@@ -135,6 +144,59 @@ def test_two_workers_make_the_same_table(tmp_path):
     run(tmp_path / "here", *arguments)
     run(tmp_path / "there", *arguments, "--workers", "2")
     assert (tmp_path / "here" / "fid.csv").read_bytes() == (tmp_path / "there" / "fid.csv").read_bytes()
+
+
+def cells(folder):
+    """How many cells the store of a folder holds."""
+    try:
+        with sqlite3.connect(f"file:{folder / 'store.sqlite'}?mode=ro", uri=True) as db:
+            return db.execute("SELECT count(*) FROM results").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+
+
+def start(folder, *arguments):
+    line = [sys.executable, "-m", "analysis.fid", *SMALL, *arguments, "--out", str(folder)]
+    return subprocess.Popen(
+        line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.slow
+def test_killed_three_times_and_run_twice_at_once_the_table_is_the_same(tmp_path):
+    arguments = ("--solvers", "ddim", "euler-maruyama", "s-pndm", "--nfe", "5", "10", "15")
+    run(tmp_path / "whole", *arguments)
+    for enough in (3, 20, 45):
+        running = start(tmp_path / "killed", *arguments)
+        while cells(tmp_path / "killed") < enough and running.poll() is None:
+            time.sleep(0.002)
+        running.send_signal(signal.SIGKILL)
+        assert running.wait() == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "fid.csv").exists()
+    both = [start(tmp_path / "killed", *arguments) for _ in range(2)]
+    assert [running.wait() for running in both] == [0, 0]
+    whole, again = ((tmp_path / name / "fid.csv").read_bytes() for name in ("whole", "killed"))
+    assert again == whole
+    assert cells(tmp_path / "killed") == cells(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path):
+    arguments = ("--solvers", "ddim", "euler-maruyama", "s-pndm", "--nfe", "5", "10", "15")
+    run(tmp_path / "whole", *arguments)
+    running = start(tmp_path / "killed", *arguments, "--workers", "2")
+    while cells(tmp_path / "killed") < 20 and running.poll() is None:
+        time.sleep(0.002)
+    workers = [
+        child
+        for child in psutil.Process(running.pid).children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    ]
+    assert workers
+    workers[0].kill()
+    assert running.wait() == 0
+    whole, again = ((tmp_path / name / "fid.csv").read_bytes() for name in ("whole", "killed"))
+    assert again == whole
 
 
 def test_no_scheduler_gets_one_sentence(tmp_path, capsys, monkeypatch):
