@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from problems import Gaussian, Problem, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
+from problems.images.guided import GuidedImages
 from problems.images.score import load, shipped
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -20,9 +21,11 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "gaussian": lambda: Gaussian(torch.tensor([0.3, -0.2], dtype=torch.float64), 0.5),
     "digits-mixture": digits_mixture,
     "digits-gaussians": digits_gaussians,
-    # Networks, with their heads: trained on digits-mixture, on the same with labels, on digits-gaussians.
+    # Networks, with their heads: trained on digits-mixture, on the same with labels (the latter also guided,
+    # at scale 1, to all classes in turn), on digits-gaussians.
     "digits": lambda: shipped("digits"),
     "digits-classes": lambda: shipped("digits-classes"),
+    "digits-guided": lambda: GuidedImages(shipped("digits-classes"), 1.0),
     "digits-gaussians-network": lambda: shipped("digits-gaussians"),
     # Networks that are told the time by fast waves.
     "digits-positional": lambda: shipped("digits-positional"),

@@ -1,0 +1,105 @@
+"""Classifier-free guidance of a class-conditional network as a problem of its own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from problems.images.score import Distilled, Learned
+from problems.images.unet import Expansion
+from problems.score import Problem, Push, Tariff
+from problems.series import Series
+from problems.wrappers import Guided
+
+
+class InTurn(Learned):
+    """A class-conditional network whose n-th state is of class n modulo the number of classes.
+
+    Parameters
+    ----------
+    learned
+        The network, with its head and data.
+
+    Raises
+    ------
+    ValueError
+        If it knows no classes.
+    """
+
+    def __init__(self, learned: Learned) -> None:
+        if not learned.network.config.classes:
+            raise ValueError("guidance needs a network with classes; train one with --conditional")
+        super().__init__(learned.network, tariff=learned.tariff)
+
+    @property
+    def distilled(self) -> Distilled:
+        """Heads are not offered: see ``wrappers.GuidedHeads`` for what the paper makes of two of them."""
+        raise ValueError(
+            "the derivative of guided ε is no head's; python -m analysis.guidance measures heads"
+        )
+
+    def _expand(self, gamma: Series) -> Push:
+        dtype, made = self.dtype, list[Expansion]()
+
+        def push(coefficient: Tensor) -> Tensor:
+            if not made:
+                labels = torch.arange(len(coefficient), device=coefficient.device)
+                made.append(Expansion(self.network, gamma, labels % self.network.config.classes))
+            return made[0].push(coefficient.to(dtype)).to(coefficient.dtype)
+
+        return push
+
+
+class GuidedImages(Guided, Problem):
+    """Images of all classes in turn, with guidance: ε = (1 + w) ε_c - w ε, exactly differentiated.
+
+    Parameters
+    ----------
+    learned
+        The class-conditional network.
+    w
+        The guidance scale.
+
+    Raises
+    ------
+    ValueError
+        If the network knows no classes.
+    """
+
+    def __init__(self, learned: Learned, w: float) -> None:
+        super().__init__(InTurn(learned), learned.labelled(None), w)
+        self._learned = learned
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """Shape (C, H, W) of the images."""
+        return self._learned.event_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the network."""
+        return self._learned.dtype
+
+    @property
+    def tariff(self) -> Tariff:
+        """What derivatives of the network cost."""
+        return self._learned.tariff
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """The weights and the scale."""
+        return (*self._learned.parts, str(self.w), InTurn)
+
+    def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``n`` of the images that the network was trained on, of all classes, diffused to t."""
+        return self._learned.sample(n, t, generator)
+
+    def to(self, like: Tensor) -> Self:
+        """Return the problem in the dtype and on the device of a tensor."""
+        other = copy.copy(self)
+        other._learned = self._learned.to(like)
+        other.conditional, other.unconditional = InTurn(other._learned), other._learned.labelled(None)
+        return other

@@ -1,0 +1,72 @@
+"""Guided images as a problem: what guidance of two networks with labels typed by hand gives."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from analysis.methods import METHODS
+from analysis.problems import PROBLEMS
+from problems import Guided
+from problems.images.guided import GuidedImages, InTurn
+from problems.images.score import Learned
+from tests.networks import TINY, network, states
+
+CLASSES = dataclasses.replace(TINY, classes=3)
+
+
+@pytest.fixture(scope="module")
+def learned():
+    return Learned(network(CLASSES))
+
+
+def test_classes_come_in_turn(learned):
+    x = states(7)
+    by_hand = learned.labelled(torch.tensor([0, 1, 2, 0, 1, 2, 0]))
+    for found, expected in zip(InTurn(learned).jet(x, 0.3, 3), by_hand.jet(x, 0.3, 3), strict=True):
+        assert (found == expected).all()
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 4.0])
+def test_guidance_is_that_of_two_networks(learned, w):
+    x = states(5)
+    by_hand = Guided(learned.labelled(torch.tensor([0, 1, 2, 0, 1])), learned.labelled(None), w)
+    for found, expected in zip(GuidedImages(learned, w).jet(x, 0.3, 3), by_hand.jet(x, 0.3, 3), strict=True):
+        assert (found == expected).all()
+
+
+def test_it_costs_twice(learned):
+    problem = GuidedImages(learned, 1.0)
+    METHODS["ttm2"].sample(problem, 4, states(2))
+    assert (problem.spent.nfe, problem.spent.jvp) == (8, 8)
+    assert METHODS["ddim"].steps(problem, 10) == 5
+
+
+def test_in_another_precision_it_is_the_same_problem_with_a_bill_of_its_own(learned):
+    problem = GuidedImages(learned, 2.0)
+    problem(states(2), 0.5)
+    single = problem.to(torch.empty(0, dtype=torch.float32))
+    assert single.spent.nfe == 0
+    assert single.dtype == torch.float32
+    assert (single(states(2), 0.5) - problem(states(2), 0.5)).abs().max() < 1e-4
+    assert problem.spent.nfe == 4
+
+
+def test_another_scale_is_another_problem(learned):
+    assert GuidedImages(learned, 1.0).parts != GuidedImages(learned, 2.0).parts
+
+
+def test_the_shipped_one_knows_its_data():
+    problem = PROBLEMS["digits-guided"]()
+    assert problem.event_shape == (1, 8, 8)
+    assert problem.sample(3, None, torch.Generator().manual_seed(0)).shape == (3, 1, 8, 8)
+
+
+def test_a_network_without_classes_cannot_be_guided():
+    with pytest.raises(ValueError, match="needs a network with classes"):
+        GuidedImages(Learned(network()), 1.0)
+
+
+def test_heads_are_refused(learned):
+    with pytest.raises(ValueError, match="no head's"):
+        _ = InTurn(learned).distilled
