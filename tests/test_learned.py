@@ -20,6 +20,7 @@ from problems import (
     Preconditioned,
     ProbabilityFlow,
 )
+from problems.images import score as module
 from problems.images.head import PARAMETERISATIONS, Head, HeadConfig
 from problems.images.layers import nestable
 from problems.images.score import Distilled, Learned
@@ -483,3 +484,14 @@ def test_guided_networks():
     agree(Guided(c, u, w).jet(x, 0.4, 3), Autodiff(eps, VP()).jet(x, 0.4, 3))
     combined = [(1 + w) * a - w * b for a, b in zip(c.jet(x, 0.4, 3), u.jet(x, 0.4, 3), strict=True)]
     agree(GuidedHeads(c, u, w).jet(x, 0.4, 3), combined)
+
+
+def test_states_in_blocks_have_the_jets_of_the_whole(monkeypatch):
+    """Each with a time and a class of its own: blocks of two, and one state that is left."""
+    config = replace(TINY, classes=3)
+    x, t = states(5), torch.linspace(0.2, 0.9, 5, dtype=torch.float64)
+    model = Learned(network(config), torch.tensor([2, 0, 1, 1, 2]))
+    whole = model.jet(x, t, 3)
+    monkeypatch.setattr(module, "REMEMBERED", 2 * 8 * 16)
+    for found, expected in zip(model.jet(x, t, 3), whole, strict=True):
+        assert (found - expected).abs().max() < 1e-12 * expected.abs().max()

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from problems.images.score import Distilled, Learned
-from problems.images.unet import Expansion
-from problems.score import Problem, Push, Tariff
-from problems.series import Series
+from problems.score import Problem, Tariff
 from problems.wrappers import Guided
 
 
@@ -41,16 +39,10 @@ class InTurn(Learned):
             "the derivative of guided ε is no head's; python -m analysis.guidance measures heads"
         )
 
-    def _expand(self, gamma: Series) -> Push:
-        dtype, made = self.dtype, list[Expansion]()
-
-        def push(coefficient: Tensor) -> Tensor:
-            if not made:
-                labels = torch.arange(len(coefficient), device=coefficient.device)
-                made.append(Expansion(self.network, gamma, labels % self.network.config.classes))
-            return made[0].push(coefficient.to(dtype)).to(coefficient.dtype)
-
-        return push
+    def labels_of(self, n: int) -> Tensor:
+        """Return the classes 0, 1, … in turn, (n,)."""
+        device = next(self.network.parameters()).device
+        return torch.arange(n, device=device) % self.network.config.classes
 
 
 class GuidedImages(Guided, Problem):

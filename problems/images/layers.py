@@ -98,13 +98,16 @@ class SiLU(nn.Module):
         else:
             value = torch.ops.aten.silu_backward(x, path[0])
             for i in range(1, j):
-                value = value.addcmul(path[i], memory.slope(j - i), value=i / j)
+                value.addcmul_(path[i], memory.slope(j - i), value=i / j)
         path.append(x)
         return value
 
 
 class _Sigmoid:
-    """Series of s = sigmoid(x), w = s - s² (which is s'/x') and d = s + x w (which is (x s)'/x')."""
+    """Series of s = sigmoid(x), w = s - s² (which is s'/x') and d = s + x w (which is (x s)'/x').
+
+    Products with w₀, which all the newest coefficients have, are what torch has a kernel for.
+    """
 
     def __init__(self) -> None:
         self.path: list[Tensor] = []
@@ -113,31 +116,26 @@ class _Sigmoid:
         self._d: list[Tensor] = []
 
     def slope(self, k: int) -> Tensor:
-        """Return coefficient k of d, for which coefficients 0 … k of x must be known."""
-        while len(self._d) <= k:
-            self._append(len(self._d))
-        return self._d[k]
+        """Return coefficient k ≥ 1 of d, for which coefficients 0 … k of x must be known."""
+        if not self._s:
+            self._s.append(torch.sigmoid(self.path[0]))
+        while len(self._d) < k:
+            self._append(len(self._d) + 1)
+        return self._d[k - 1]
 
     def _append(self, k: int) -> None:
-        x, s, w = self.path, self._s, self._w
-        if k == 0:
-            s.append(torch.sigmoid(x[0]))
-            w.append(s[0] - s[0] * s[0])
-            self._d.append(torch.addcmul(s[0], x[0], w[0]))
-            return
-        total = x[k] * w[0]
+        x, s, w = self.path, self._s, [None, *self._w]
+        newest = torch.ops.aten.sigmoid_backward(x[k], s[0])
+        total, slope = newest, newest
         for i in range(1, k):
             total = total.addcmul(x[i], w[k - i], value=i / k)
+            slope = slope.addcmul(x[i], w[k - i])
         s.append(total)
-        # s_k - Σ s_i s_{k-i}, then with x w added.
         rest = torch.addcmul(total, total, s[0], value=-2.0)
         for i in range(1, k):
-            rest = rest.addcmul(s[i], s[k - i], value=-1.0)
-        w.append(rest)
-        slope = torch.addcmul(total, x[0], rest)
-        for i in range(1, k + 1):
-            slope = slope.addcmul(x[i], w[k - i])
-        self._d.append(slope)
+            rest.addcmul_(s[i], s[k - i], value=-1.0)
+        self._w.append(rest)
+        self._d.append((slope + total).addcmul_(x[0], rest))
 
 
 class GroupNorm(nn.GroupNorm):
@@ -164,48 +162,62 @@ class GroupNorm(nn.GroupNorm):
                 x, memory.path[0], memory.mean, memory.scale, None, *shape, [True, False, False]
             )
             if tape.order > 1:
-                value = value + memory.rest().view_as(value)
+                memory.add_rest(value)
             value = value * self.weight[:, None, None]
         memory.path.append(x)
         return value
 
 
 class _Normaliser:
-    """Series of c = x - mean x, v = mean c² + ε, r = v^(-1/2): (N, groups, M) and (N, groups, 1)."""
+    """Series of c = x - mean x, v = mean c² + ε, r = v^(-1/2); of c the means of x and of products alone.
+
+    Whatever is one number for each group has shape (N, groups, 1).
+    """
 
     def __init__(self, groups: int) -> None:
         self.path: list[Tensor] = []
         self.mean: Tensor
         self.scale: Tensor
         self._groups = groups
-        self._c: list[Tensor] = []
+        self._x: list[Tensor] = []
+        self._means: list[Tensor] = []
         self._v: list[Tensor] = []
         self._r: list[Tensor] = []
 
-    def rest(self) -> Tensor:
-        """Return coefficient j of c r without what is linear in x_j, j being the number of known ones."""
-        c, v, r = self._c, self._v, self._r
-        for k in range(len(c), len(self.path)):
-            x = self.path[k].reshape(len(self.path[k]), self._groups, -1)
-            c.append(x - x.mean(-1, keepdim=True))
-            if k == 0:
-                r.append(self.scale.reshape(*self.scale.shape[:2], 1))
-                v.append(r[0] ** -2)
-            else:
-                v.append(self._square(k) + 2.0 * (c[0] * c[k]).mean(-1, keepdim=True))
-                r.append(self._root(k, v[k]))
-        j = len(c)
-        value = c[0] * self._root(j, self._square(j))
-        for i in range(1, j):
-            value = value.addcmul(c[i], r[j - i])
-        return value
+    def add_rest(self, value: Tensor) -> None:
+        """Add coefficient j of c r without what is linear in x_j, j being the number of known ones."""
+        for k in range(len(self._x), len(self.path)):
+            self._append(k)
+        j, r = len(self._x), self._r
+        gains = [self._root(j, self._square(j)), *(r[j - i] for i in range(1, j))]
+        total = value.view_as(self._x[0])
+        total -= sum(gain * mean for gain, mean in zip(gains, self._means, strict=True))
+        for x, gain in zip(self._x, gains, strict=True):
+            total.addcmul_(x, gain)
+
+    def _append(self, k: int) -> None:
+        x = self.path[k].reshape(len(self.path[k]), self._groups, -1)
+        self._x.append(x)
+        if k == 0:
+            self._means.append(self.mean.reshape(*x.shape[:2], 1))
+            self._r.append(self.scale.reshape(*x.shape[:2], 1))
+            self._v.append(self._r[0] ** -2)
+        else:
+            self._means.append(x.mean(-1, keepdim=True))
+            self._v.append(self._square(k) + 2.0 * self._product(0, k))
+            self._r.append(self._root(k, self._v[k]))
+
+    def _product(self, i: int, k: int) -> Tensor:
+        """Return the mean of c_i c_k."""
+        x, y = self._x[i], self._x[k]
+        dots = torch.einsum("ngm,ngm->ng", x, y)[..., None]
+        return dots / x.shape[-1] - self._means[i] * self._means[k]
 
     def _square(self, k: int) -> Tensor:
         """Return coefficient k of mean c² without the two products that have c_k in them."""
-        c = self._c
         total = torch.zeros_like(self._r[0])
         for i in range(1, k):
-            total = total + (c[i] * c[k - i]).mean(-1, keepdim=True)
+            total = total + self._product(i, k - i)
         return total
 
     def _root(self, k: int, newest: Tensor) -> Tensor:

@@ -24,6 +24,12 @@ from problems.score import Autodiff, Bill, Problem, Push, Source, Tariff, like
 from problems.series import Scalar, Series
 from problems.wrappers import Wrapper
 
+REMEMBERED = 2**18
+"""Numbers in the largest activation of a block of states, on a CPU.
+
+More would leave its caches, and their memory would be asked of the system, and given back, in every pass.
+"""
+
 C = TypeVar("C", Config, HeadConfig)
 
 
@@ -162,9 +168,33 @@ class Learned(Source, Problem):
 
         return Autodiff(eps, self.schedule, self.data_std)
 
+    def labels_of(self, n: int) -> Tensor | None:
+        """Return the classes of n states, (n,) or (1,); None if the network takes none."""
+        return self.labels
+
     def _expand(self, gamma: Series) -> Push:
-        push, dtype = Expansion(self.network, gamma, self.labels).push, self.dtype
-        return lambda coefficient: push(coefficient.to(dtype)).to(coefficient.dtype)
+        parts: list[Expansion] = []
+
+        def push(coefficient: Tensor) -> Tensor:
+            blocks = torch.split(coefficient.to(self.dtype), self._block(coefficient, len(gamma)))
+            if not parts:
+                labels, begin = self.labels_of(len(coefficient)), 0
+                for block in blocks:
+                    rows = slice(begin, begin + len(block))
+                    path = Series([_rows(c, rows) for c in gamma.coefficients])
+                    known = labels if labels is None or len(labels) == 1 else labels[rows]
+                    parts.append(Expansion(self.network, path, known))
+                    begin += len(block)
+            pushed = [part.push(block) for part, block in zip(parts, blocks, strict=True)]
+            return torch.cat(pushed).to(coefficient.dtype)
+
+        return push
+
+    def _block(self, x: Tensor, order: int) -> int:
+        """Return how many states are passed through at a time, if coefficients have to be remembered."""
+        if order == 1 or x.device.type != "cpu":
+            return max(1, len(x))
+        return max(1, REMEMBERED // (self.network.config.channels * x[0, 0].numel()))
 
 
 class Distilled(Wrapper):
@@ -215,6 +245,11 @@ class Distilled(Wrapper):
             return k.to(coefficient.dtype) * gamma[1]
 
         return push
+
+
+def _rows(value: Scalar, rows: slice) -> Scalar:
+    """Return the part of a number for each state, or of one for all, that belongs to some states."""
+    return value[rows] if isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1 else value
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"VP": VP, "CosineVP": CosineVP, "VE": VE, "EDM": EDM}
