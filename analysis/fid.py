@@ -265,7 +265,7 @@ class Judge:
             "frechet": value,
             "frechet_low": max(0.0, value + float(ends.low[0])),
             "frechet_high": value + float(ends.high[0]),
-            "frechet_infinite": self._extrapolated(x),
+            **self._of_fewer(x),
             "kernel": kernel_distance(few, self._few),
         }
         inside = {"precision": self._near.holds(few), "recall": Manifold.of(few).holds(self._few)}
@@ -273,14 +273,19 @@ class Judge:
             found[name], found[f"{name}_low"], found[f"{name}_high"] = share(float(hits.sum()), len(hits))
         return found
 
-    def _extrapolated(self, x: Array) -> float:
-        """Fit a + b/n to the distances of all, of halves and of quarters of the samples; return a."""
-        sets = [part for parts in (1, 2, 4) for part in np.array_split(x, parts)]
-        if len(sets[-1]) < 2:
-            return math.nan
-        distances = [frechet(Moments.of(part), self._moments) for part in sets]
-        inverse = np.array([1.0 / len(part) for part in sets])
-        return float(np.polyfit(inverse, distances, 1, w=inverse**-0.5)[1])
+    def _of_fewer(self, x: Array) -> dict[str, float]:
+        """Return mean distances of halves and of quarters of the samples, and a of the fit a + b/n."""
+        sets = {parts: np.array_split(x, parts) for parts in (1, 2, 4)}
+        if len(sets[4][-1]) < 2:
+            return dict.fromkeys(("frechet_half", "frechet_quarter", "frechet_infinite"), math.nan)
+        found = {k: [frechet(Moments.of(part), self._moments) for part in parts] for k, parts in sets.items()}
+        inverse = np.array([1.0 / len(part) for parts in sets.values() for part in parts])
+        distances = np.array([d for values in found.values() for d in values])
+        return {
+            "frechet_half": float(np.mean(found[2])),
+            "frechet_quarter": float(np.mean(found[4])),
+            "frechet_infinite": float(np.polyfit(inverse, distances, 1, w=inverse**-0.5)[1]),
+        }
 
 
 def report(
@@ -309,9 +314,7 @@ def report(
         here = solvers[solvers["feature"] == name]
         floor = table[(table["feature"] == name) & (table["solver"] == "accurate")]
         notes = [f"{samples} samples; fewer give larger distances"] + [
-            f"accurate solution{', denoised' if r['denoise'] else ''}: {interval_of('frechet')(r)}; "
-            f"extrapolated to infinitely many samples {r['frechet_infinite']:.3g}"
-            for _, r in floor[floor["denoise"].isin(here["denoise"])].iterrows()
+            _floor_in_words(r) for _, r in floor[floor["denoise"].isin(here["denoise"])].iterrows()
         ]
         title = distances[name]
         full = wide(here, budget, unit, interval_of("frechet"))
@@ -337,6 +340,14 @@ def report(
         tables.show(*section)
     for section in others:
         tables.keep(*section)
+
+
+def _floor_in_words(row: Any) -> str:
+    name = "accurate solution, denoised" if row["denoise"] else "accurate solution"
+    fewer = f"with half of the samples {row['frechet_half']:.3g}, with a quarter {row['frechet_quarter']:.3g}"
+    return (
+        f"{name}: {interval_of('frechet')(row)}; {fewer}, with infinitely many {row['frechet_infinite']:.3g}"
+    )
 
 
 def _best(rows: pd.DataFrame, budget: str, unit: str) -> pd.DataFrame:
