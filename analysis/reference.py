@@ -9,7 +9,8 @@ thousandfold. Near the border a singularity comes close to the path, and steps a
 trajectories are solved again and again, until two solutions of different order and tolerance agree.
 
 Where they are not, as for networks: an Adams method of order six on steps that are equal in log-SNR, in the
-preconditioned form with the standard deviation of the data, with twice as many steps until two agree.
+preconditioned form with the standard deviation of the data, with twice as many steps until two agree, for
+each trajectory (for all, if the model depends on their places).
 """
 
 from __future__ import annotations
@@ -119,13 +120,18 @@ def _by_steps(score: Model, x: Tensor, times: Sequence[float], tolerance: float)
         places[0] - places[1]
     )
     fewest, most = (max(8, math.ceil(n * abs(share))) for n in STEPS)
-    states, error, steps = _adams(score, x, times, fewest), math.inf, fewest
-    while error > tolerance and steps < most:
+    states, steps = _adams(score, x, times, fewest), fewest
+    error, rough = torch.full((len(x),), math.inf, dtype=x.dtype), torch.arange(len(x))
+    while len(rough) and steps < most:
         steps *= 2
-        better = _adams(score, x, times, steps)
-        error = float(((better - states).flatten(2).norm(dim=2) / alpha).max())
-        states = better
-    return Reference(tuple(times), states, error)
+        better = _adams(score, x[rough], times, steps)
+        error[rough] = ((better - states[:, rough]).flatten(2).norm(dim=2) / alpha).amax(0)
+        states[:, rough] = better
+        if not score.positional:
+            rough = rough[error[rough] > tolerance]
+        elif float(error.max()) <= tolerance:
+            break
+    return Reference(tuple(times), states, float(error.max()))
 
 
 def _adams(score: Model, x: Tensor, times: Sequence[float], steps: int) -> Tensor:
@@ -147,7 +153,8 @@ def _adams(score: Model, x: Tensor, times: Sequence[float], steps: int) -> Tenso
             past, t = (node, *past)[: solver.reach], end
             if remaining and remaining[0] == end:
                 found.append(eq.leave(y, remaining.pop(0)))
-        return torch.stack(found).clone()
+        states = torch.stack(found)
+    return states.clone()
 
 
 def _alpha(score: Model, times: Sequence[float], x: Tensor) -> Tensor:

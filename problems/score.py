@@ -131,6 +131,11 @@ class Model(ABC):
         raise ValueError(f"{type(self).__name__} has no distilled head")
 
     @property
+    def positional(self) -> bool:
+        """Whether the score of a state depends on its place in the batch, as with a label for each state."""
+        return False
+
+    @property
     def component_std(self) -> float:
         """Standard deviation of the narrowest component of the data; of all data where there is but one."""
         return self.data_std

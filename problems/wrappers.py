@@ -30,6 +30,11 @@ class Wrapper(Model):
         """1: the derivatives are not those of ε."""
         return 1
 
+    @property
+    def positional(self) -> bool:
+        """That of the wrapped model."""
+        return self.score.positional
+
     def price(self, j: int) -> Bill:
         """Return the price of the wrapped model."""
         return self.score.price(j)
@@ -121,6 +126,11 @@ class _Pair(Model):
     def jet_order(self) -> int:
         """1: the derivatives are not those of ε."""
         return 1
+
+    @property
+    def positional(self) -> bool:
+        """Whether either model is."""
+        return self.conditional.positional or self.unconditional.positional
 
     def price(self, j: int) -> Bill:
         """Return the price of both models."""

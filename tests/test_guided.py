@@ -7,6 +7,7 @@ import torch
 
 from analysis.methods import METHODS
 from analysis.problems import PROBLEMS
+from analysis.reference import reference
 from problems import Guided
 from problems.images.guided import GuidedImages, InTurn
 from problems.images.score import Learned
@@ -70,3 +71,13 @@ def test_a_network_without_classes_cannot_be_guided():
 def test_heads_are_refused(learned):
     with pytest.raises(ValueError, match="no head's"):
         _ = InTurn(learned).distilled
+
+
+def test_the_reference_keeps_states_in_their_places(learned):
+    """Some trajectories are solved again with more steps; each has the class of its place all the while."""
+    x = 2.0 * states(6)
+    found = reference(InTurn(learned), x, (1.0, 0.01), tolerance=1e-3)
+    labels = [0, 1, 2, 0, 1, 2]
+    for i, label in enumerate(labels):
+        alone = reference(learned.labelled(label), x[i : i + 1], (1.0, 0.01), tolerance=1e-3)
+        assert (found.x[-1, i] - alone.x[-1, 0]).norm() < 2e-3

@@ -5,10 +5,11 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from analysis import reference as module
 from analysis.methods import METHODS
 from analysis.problems import latents
 from analysis.reference import reference
-from problems import Gaussian, Guided, Preconditioned, digits_mixture, smooth_mixture, toy_mixture
+from problems import Gaussian, Guided, Mixture, Preconditioned, digits_mixture, smooth_mixture, toy_mixture
 from solvers.adaptive_taylor import AdaptiveTaylor
 
 F64 = torch.float64
@@ -96,3 +97,25 @@ def test_any_model_has_a_reference():
 def test_times_must_be_monotone(times):
     with pytest.raises(ValueError, match="rise or fall strictly"):
         reference(smooth_mixture(), torch.zeros(1, 2, dtype=F64), times)
+
+
+def test_only_trajectories_that_need_more_steps_get_them(monkeypatch):
+    """Steps are doubled for the rough ones alone, and all are as good as was asked for."""
+    sizes = []
+    solve = module._adams
+
+    def counted(score, x, times, steps):
+        sizes.append(len(x))
+        return solve(score, x, times, steps)
+
+    monkeypatch.setattr(module, "_adams", counted)
+    monkeypatch.setattr(Mixture, "jet_order", 3)
+    problem = toy_mixture()
+    x = torch.randn(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = reference(problem, x, (1.0, 1e-3), tolerance=1e-6)
+    assert sizes[:2] == [40, 40]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 40
+    monkeypatch.undo()
+    exact = reference(problem, x, (1.0, 1e-3)).x[-1]
+    assert (found.x[-1] - exact).norm(dim=1).max() <= max(found.error, 1e-6)

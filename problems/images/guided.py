@@ -39,6 +39,11 @@ class InTurn(Learned):
             "the derivative of guided ε is no head's; python -m analysis.guidance measures heads"
         )
 
+    @property
+    def positional(self) -> bool:
+        """True: classes come in turn."""
+        return True
+
     def labels_of(self, n: int) -> Tensor:
         """Return the classes 0, 1, … in turn, (n,)."""
         device = next(self.network.parameters()).device

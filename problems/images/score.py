@@ -168,6 +168,11 @@ class Learned(Source, Problem):
 
         return Autodiff(eps, self.schedule, self.data_std)
 
+    @property
+    def positional(self) -> bool:
+        """Whether there is a label for each state."""
+        return self.labels is not None and len(self.labels) > 1
+
     def labels_of(self, n: int) -> Tensor | None:
         """Return the classes of n states, (n,) or (1,); None if the network takes none."""
         return self.labels
