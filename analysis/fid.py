@@ -66,7 +66,7 @@ def arguments() -> Parser:
     add_solvers(p, DEFAULT)
     add_factors(p, None, ("linear", "quadratic"))
     add_budget(p)
-    p.set_defaults(problem="digits", solvers=None, denoise="on")
+    p.set_defaults(problem="digits", samples=500, solvers=None, denoise="on")
     p.add_argument(
         "--features",
         nargs="+",

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from analysis.study import HERE, Pool
 from problems.console import Parser, UsageError, positive
 
+MEMORY = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
+"""Environment of workers. Dask has them give freed memory back at once, for which networks would ask again."""
+
 
 def add_pool(p: Parser) -> None:
     """Add ``--workers`` and ``--scheduler``."""
@@ -46,6 +49,7 @@ def pool(workers: int, scheduler: str | None) -> Iterator[Pool]:
         yield HERE
         return
     try:
+        from dask import config
         from distributed import Client, LocalCluster
     except ImportError:
         raise UsageError(
@@ -60,6 +64,7 @@ def pool(workers: int, scheduler: str | None) -> Iterator[Pool]:
             yield Pool(client.get_executor(pure=False), _width(client))
         return
     with (
+        config.set({f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in MEMORY.items()}),
         LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
