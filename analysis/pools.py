@@ -10,7 +10,7 @@ from analysis.study import HERE, Pool
 from problems.console import Parser, UsageError, positive
 
 MEMORY = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
-"""Environment of workers. Dask has them give back freed memory at once, for which networks would ask again."""
+"""Environment of workers: Dask has them give back memory that networks would ask for again."""
 
 
 def add_pool(p: Parser) -> None:
