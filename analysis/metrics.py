@@ -14,6 +14,7 @@ from typing import Self
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
 Array = NDArray[np.float64]
 
@@ -137,16 +138,14 @@ def frechet_of_few(x: Array, y: Array) -> float:
 
 
 def _eigenvalue_trace(one: Array, two: Array) -> float | None:
-    """Return tr (A B)^(1/2) by the eigenvalues of Lᵀ B L, A = L Lᵀ; None if A has no such factor."""
-    try:
-        lower = np.linalg.cholesky(one)
-    except np.linalg.LinAlgError:
-        return None
+    """Return tr (A B)^(1/2) by the eigenvalues of Lᵀ B L, A = L Lᵀ; None where they would be inaccurate."""
+    lower, failed = lapack.dpotrf(one, lower=1)
     pivots = np.diagonal(lower)
-    if pivots.min() ** 2 < 1e-10 * pivots.max() ** 2:
+    if failed or pivots.min() ** 2 < 1e-10 * pivots.max() ** 2:
         return None
-    product = lower.T @ two @ lower
-    values = scipy.linalg.eigvalsh(product, overwrite_a=True, check_finite=False, driver="evd")
+    # Half the work of two products, as only half of the result is made.
+    product, _ = lapack.dsygst(two, lower, itype=2, lower=1)
+    values = scipy.linalg.eigvalsh(product, lower=True, overwrite_a=True, check_finite=False, driver="evd")
     if values[0] < 1e-12 * values[-1]:
         return None
     return float(np.sqrt(values).sum())
