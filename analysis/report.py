@@ -235,6 +235,8 @@ class Run:
         Its tables and figures.
     provenance
         What it was made by, with and on: names and values.
+    samples
+        How many samples it took, in words.
     """
 
     experiment: Experiment
@@ -243,6 +245,7 @@ class Run:
     tables: list[Grid]
     pictures: list[Picture]
     provenance: list[tuple[str, str]]
+    samples: str
 
 
 def read(path: Path, out: Path) -> Run:
@@ -279,6 +282,7 @@ def read(path: Path, out: Path) -> Run:
         tables,
         [picture(image, path.parent) for image in inside],
         [(label, told(manifest[key])) for key, label in PROVENANCE.items() if key in manifest],
+        told(dict(manifest.get("arguments", {})).get("samples")),
     )
 
 
@@ -322,6 +326,7 @@ def page(out: Path) -> str:
     found = list(runs(out))
     there = [run for run in found if isinstance(run, Run)]
     have = {run.experiment.name for run in there}
+    sizes = {run.samples for run in there if run.experiment.name == "fid"}
     text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -331,6 +336,7 @@ def page(out: Path) -> str:
         broken=[path.relative_to(out).as_posix() for path in found if isinstance(path, Path)],
         missing=[(e, e.command(out)) for e in EXPERIMENTS if e.name not in have],
         caveat=CAVEAT,
+        uneven=sorted(sizes, key=lambda n: (len(n), n)) if len(sizes) > 1 else [],
     )
 
 

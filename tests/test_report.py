@@ -298,3 +298,10 @@ def test_help_has_examples_that_parse(capsys):
     assert len(lines) >= 2
     for line in lines:
         report.arguments().parse_args(line)
+
+
+@pytest.mark.parametrize("sizes", [("500", "500"), ("500", "2000")])
+def test_grids_of_different_size_are_not_to_be_compared(tmp_path, sizes):
+    for folder, n in zip("ab", sizes, strict=True):
+        record(tmp_path / folder, "fid", arguments={"samples": int(n)})
+    assert ("cannot\nbe compared" in report.page(tmp_path)) == (len(set(sizes)) > 1)
