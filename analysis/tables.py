@@ -6,6 +6,7 @@ every table joins a list, from which files are written at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -58,9 +59,9 @@ def collected() -> Iterator[list[Table]]:
 
 def interval(value: float, low: float, high: float, digits: int = 2) -> str:
     """Format an estimate with its interval, such as ``1.23e-4 [1.19, 1.27]e-4`` with a common exponent."""
-    if not value or value != value:
+    if not value or not math.isfinite(value):
         return f"{value:.{digits}g}"
-    exponent = int(f"{abs(value):e}".split("e")[1])
+    exponent = int(f"{abs(value):.{digits}e}".split("e")[1])
     if -2 <= exponent <= 2:
         places = max(0, digits - exponent)
         return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
