@@ -221,6 +221,7 @@ def tabulate(
             line |= {"feature": name, "note": row.note, **dict.fromkeys(MEASURED, math.nan)}
             if not row.note:
                 line |= {bill: int(parts[0].arrays[bill]) for bill in ("nfe", "jvp", "head")}
+                line["budget"] = row.budget or line["nfe"]  # methods that choose their own steps have none
                 line |= judge(gathered(parts, name)[:n])
             if not row.note and row.method.form.name != "sde":
                 apart = gathered(parts, states) - gathered(accurate, _prefix(row.method.denoise) + states)

@@ -73,6 +73,11 @@ def test_errors_are_those_against_the_accurate_samples(table):
     assert row["error"] == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_method_that_chooses_its_own_steps_stands_at_its_own_cost(tmp_path):
+    table = run(tmp_path, "--solvers", "rk45", "--nfe", "5").iloc[-1]
+    assert table["nfe_budget"] == table["nfe"] > 10
+
+
 def test_tables_are_written_as_markdown_and_latex(tmp_path):
     run(tmp_path, "--solvers", "ddim", "--nfe", "5")
     text = (tmp_path / "fid.md").read_text()
