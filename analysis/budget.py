@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor
 from analysis import plots, tables
 from analysis.cli import Session, main, named, parser
 from analysis.methods import FORMS, GRIDS, METHODS, Method
+from analysis.problems import has_head
 from analysis.reference import Reference, reference
 from analysis.statistics import Bootstrap, Interval
 from analysis.study import Cell, Result, frame, run
@@ -112,7 +113,7 @@ def experiment(session: Session) -> Sequence[Path]:
             Cell(
                 {**config, "grid": grid.name, "solver": name, "nfe": nfe},
                 (*parts, *method.parts),
-                lambda method=method, nfe=nfe: measure(method, nfe),  # type: ignore[misc]
+                partial(measure, method, nfe),
             )
             for name, method in methods.items()
             for nfe in dict.fromkeys(args.nfe)
@@ -122,7 +123,7 @@ def experiment(session: Session) -> Sequence[Path]:
     )
     points = run(
         "budget",
-        [Cell({**config, "t": t}, parts, lambda t=t: compare(t)) for t in times],  # type: ignore[misc]
+        [Cell({**config, "t": t}, parts, partial(compare, t)) for t in times],
         session.store,
         fresh=args.fresh,
     )
@@ -155,14 +156,6 @@ def known(session: Session) -> Session:
                 "choose the distribution that the network was trained on"
             )
     return truth
-
-
-def has_head(model: Model) -> bool:
-    """Return whether a model has a distilled head."""
-    try:
-        return model.distilled is not None
-    except ValueError:
-        return False
 
 
 def chain(model: Model, method: Method, steps: int, x: Tensor, own: Tensor) -> dict[str, Tensor]:
@@ -257,9 +250,9 @@ def shares(results: list[Result], bootstrap: Bootstrap) -> pd.DataFrame:
     return frame(
         [r for r, _ in rows],
         part=[part for _, part in rows],
-        **_interval("norm", bootstrap.means(norms)),
-        **_interval("share", bootstrap.means(along)),
-        **_interval("fraction", bootstrap.ratios(along, totals)),
+        **bootstrap.means(norms).columns("norm"),
+        **bootstrap.means(along).columns("share"),
+        **bootstrap.ratios(along, totals).columns("fraction"),
     )
 
 
@@ -268,21 +261,14 @@ def relative(results: list[Result], bootstrap: Bootstrap) -> pd.DataFrame:
     rows = [(r, pair) for r in results for pair in PAIRS if pair in r.arrays]
     apart, size = (np.stack([r.arrays[pair + end] for r, pair in rows]) for end in ("", " size"))
     ratio = Interval(*map(np.sqrt, bootstrap.ratios(apart, size)))
-    return frame([r for r, _ in rows], pair=[pair for _, pair in rows], **_interval("error", ratio))
-
-
-def _interval(name: str, interval: Interval) -> dict[str, Any]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return frame([r for r, _ in rows], pair=[pair for _, pair in rows], **ratio.columns("error"))
 
 
 def report(table: pd.DataFrame, local: pd.DataFrame, errors: Sequence[float]) -> None:
     """Print the norms of the parts, their shares, and the errors point by point."""
 
     def wide(frame: pd.DataFrame, lines: Sequence[str], columns: str, value: str) -> pd.DataFrame:
-        text = [
-            tables.interval(row[value], row[f"{value}_low"], row[f"{value}_high"])
-            for _, row in frame.iterrows()
-        ]
+        text = [tables.cell(row, value) for _, row in frame.iterrows()]
         across = frame.assign(text=text).pivot_table("text", list(lines), columns, "first", sort=False)
         order = dict.fromkeys(c for c in ("total", *PARTS, *frame[columns]) if c in across)
         return across.reindex(columns=list(order)).reset_index().fillna("-")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from analysis import plots, tables
 from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
-from analysis.problems import DTYPES, PROBLEMS, latents, prepared
+from analysis.problems import DTYPES, PROBLEMS, has_head, latents, prepared
 from analysis.reference import reference
 from analysis.study import Store, package_version
 from problems import Problem
@@ -53,14 +53,15 @@ def parser(name: str, description: str, examples: str) -> Parser:
     return p
 
 
-def add_solvers(p: Parser, default: Sequence[str]) -> None:
-    """Add ``--solvers``."""
+def add_solvers(p: Parser, default: Sequence[str], *, heads: bool = False) -> None:
+    """Add ``--solvers``; with ``heads``, the default is left to ``Session.usual``."""
+    usual = f" (default: {' '.join(default)}, and genie where the network has a head)" if heads else ""
     p.add_argument(
         "--solvers",
         nargs="+",
-        default=list(default),
+        default=None if heads else list(default),
         metavar="NAME",
-        help=f"methods to compare: {', '.join(METHODS)}",
+        help=f"methods to compare: {', '.join(METHODS)}{usual}",
     )
 
 
@@ -132,6 +133,13 @@ class Session:
         """Return the same run on another problem, by its name or checkpoint."""
         args = argparse.Namespace(**{**vars(self.args), "problem": name})
         return replace(self, args=args, **_problem(args))
+
+    def usual(self, solvers: Sequence[str]) -> Session:
+        """Return the same run with these solvers, and GENIE where there is a head, if none were chosen."""
+        if self.args.solvers is not None:
+            return self
+        named = [*solvers, *(["genie"] if has_head(self.problem) else [])]
+        return replace(self, args=argparse.Namespace(**{**vars(self.args), "solvers": named}))
 
     def methods(self) -> dict[str, Method]:
         """Return the chosen methods, by name."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def experiment(session: Session) -> Sequence[Path]:
         Cell(
             {**session.config, "t": t, "dt": dt, "stencil": k, "direction": args.direction},
             (*session.parts, difference),
-            lambda t=t, dt=dt, k=k: measure(t, dt, k),  # type: ignore[misc]
+            partial(measure, t, dt, k),
         )
         for t, dt, k in plan
     ]
@@ -163,7 +163,7 @@ def report(table: pd.DataFrame, errors: Any, bootstrap: Bootstrap) -> None:
         for dt in (1e-3, 1e-2, 5e-2):
             near = rows.loc[(np.log(rows["dt"]) - np.log(dt)).abs().idxmin()]
             ratio = near["error"] / near["derivative"]
-            value = tables.interval(near["error"], near["error_low"], near["error_high"])
+            value = tables.cell(near, "error")
             line[f"mean |ξ| near Δt = {dt:g} (95%)"] = f"{value} ({100 * ratio:.2g}%)"
         lines.append(line)
     tables.show(

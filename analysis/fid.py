@@ -31,9 +31,8 @@ from analysis.rows import BUDGETS, Row, add_budget, common, interval_of, plan, r
 from analysis.shards import SIZE, Shard
 from analysis.statistics import Bootstrap, share
 from analysis.study import Cell, Result, missing, run
-from problems import Problem, Tariff
+from problems import Tariff
 from problems.console import Parser, UsageError
-from problems.images.score import Learned
 
 Array = NDArray[np.float64]
 
@@ -63,10 +62,10 @@ def arguments() -> Parser:
         "  python -m analysis.fid --problem digits --scheduler tcp://localhost:8786\n"
         "  python -m analysis.fid --problem digits --samples 10000 --dry-run",
     )
-    add_solvers(p, DEFAULT)
+    add_solvers(p, DEFAULT, heads=True)
     add_factors(p, None, ("linear", "quadratic"))
     add_budget(p)
-    p.set_defaults(problem="digits", samples=500, solvers=None, denoise="on")
+    p.set_defaults(problem="digits", samples=500, denoise="on")
     p.add_argument(
         "--features",
         nargs="+",
@@ -82,11 +81,10 @@ def arguments() -> Parser:
 
 def experiment(session: Session) -> Sequence[Path]:
     """Measure, then write tables and figure."""
+    session = session.usual(DEFAULT)
     args = session.args
     if args.samples < 4:
         raise UsageError(f"{args.samples} samples have no neighbours; type --samples 4 or more")
-    if args.solvers is None:
-        args.solvers = [*DEFAULT, *(["genie"] if _has_head(session.problem) else [])]
     digits = session.problem.event_shape == torch.Size((1, 8, 8))
     shown = tuple(args.features or (("classifier", "pixels") if digits else ("pixels",)))
     names = tuple(dict.fromkeys((*shown, "pixels")))
@@ -123,10 +121,6 @@ def experiment(session: Session) -> Sequence[Path]:
     report(table, {f.name: f.distance for f in looks}, seen, f"{unit}_budget", args.samples)
     sheets = _sheets(session, kept) if args.sheets else []
     return [*session.save(table, draw(table, seen, f"{unit}_budget")), *sheets]
-
-
-def _has_head(problem: Problem) -> bool:
-    return isinstance(problem, Learned) and problem.head is not None
 
 
 def _cells(

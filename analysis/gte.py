@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def experiment(session: Session) -> Sequence[Path]:
                 "encode_steps": rows[i].encode_steps,
             },
             (*rows[i].method.parts, *session.parts, end_point),
-            lambda row=rows[i]: measure(row),  # type: ignore[misc]
+            partial(measure, rows[i]),
         )
         for i in measured
     ]
@@ -118,18 +119,18 @@ def experiment(session: Session) -> Sequence[Path]:
     unit = "steps" if args.steps else "nfe"
     columns: dict[str, Any] = {
         **{name: [int(r.arrays[name]) for r in results] for name in ("nfe", "jvp", "head", "encode_nfe")},
-        **_interval("error", bootstrap.means(errors)),
-        **_interval("median", medians(errors)),
-        **_interval("ratio", paired([rows[i] for i in measured], errors, bootstrap)),
+        **bootstrap.means(errors).columns("error"),
+        **medians(errors).columns("median"),
+        **paired([rows[i] for i in measured], errors, bootstrap).columns("ratio"),
         "reference_error": [float(r.arrays["reference_error"]) for r in results],
     }
     if "feature_error" in results[0].arrays:
         apart = np.stack([r.arrays["feature_error"] for r in results])
-        columns |= _interval("feature_error", bootstrap.means(apart))
-        columns |= _interval("feature_ratio", paired([rows[i] for i in measured], apart, bootstrap))
+        columns |= bootstrap.means(apart).columns("feature_error")
+        columns |= paired([rows[i] for i in measured], apart, bootstrap).columns("feature_ratio")
     if isinstance(problem, Mixture):
         flips = np.array([share(r.arrays["flip"].sum(), args.samples) for r in results]).T
-        columns |= _interval("flips", Interval(*flips))
+        columns |= Interval(*flips).columns("flips")
     table = pd.DataFrame(
         [
             {
@@ -148,10 +149,6 @@ def experiment(session: Session) -> Sequence[Path]:
 
     report(table, f"{unit}_budget", args.encode, problem.tariff)
     return session.save(table, draw(table, session))
-
-
-def _interval(name: str, interval: Interval) -> dict[str, Any]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def end_point(
@@ -187,10 +184,8 @@ def end_point(
     x = x.double().cpu()
     arrays: dict[str, Any] = {
         "error": (x - target).flatten(1).norm(dim=1).numpy(),
-        "nfe": np.array(back.nfe),
-        "jvp": np.array(back.jvp),
-        "head": np.array(back.head),
-        "encode_nfe": np.array(there.nfe),
+        "encode_nfe": there.nfe,
+        **asdict(back),
     }
     if features is not None:
         arrays["feature_error"] = (features.of(x) - features.of(target)).norm(dim=1).numpy()

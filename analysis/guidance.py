@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def experiment(session: Session) -> Sequence[Path]:
             scales,
             run(
                 "guidance",
-                [Cell(config(w, "exact", 0), (*parts, solve), lambda w=w: solve(w)) for w in scales],  # type: ignore[misc]
+                [Cell(config(w, "exact", 0), (*parts, solve), partial(solve, w)) for w in scales],
                 session.store,
                 fresh=args.fresh,
             ),
@@ -109,9 +110,7 @@ def experiment(session: Session) -> Sequence[Path]:
         Cell(
             config(w, name, n),
             (*method.parts, *parts, end_point),
-            lambda method=method, model=model, n=n, w=w: end_point(  # type: ignore[misc]
-                session, method, model, n, torch.from_numpy(exact[w].arrays["x"])
-            ),
+            partial(end_point, session, method, model, n, torch.from_numpy(exact[w].arrays["x"])),
         )
         for w in scales
         for name, (method, model) in contenders(working, labels.to(args.device), w, grid).items()
@@ -178,9 +177,7 @@ def end_point(session: Session, method: Method, model: Model, steps: int, target
     return {
         "x": x.numpy(),
         "error": (x - target).flatten(1).norm(dim=1).numpy(),
-        "nfe": np.array(spent.nfe),
-        "jvp": np.array(spent.jvp),
-        "head": np.array(spent.head),
+        **asdict(spent),
     }
 
 
@@ -208,7 +205,7 @@ def tabulated(results: list[Result], solved_to: dict[float, float], dtype: torch
         "error": bootstrap.means(errors),
         "ratio": bootstrap.ratios(errors, errors[base]),
     }.items():
-        table[column], table[f"{column}_low"], table[f"{column}_high"] = interval
+        table = table.assign(**interval.columns(column))
     table["reference_error"] = table["scale"].map(solved_to)
     floor = FLOOR * np.maximum(table["reference_error"], table["steps"] * torch.finfo(dtype).eps)
     table["stands"] = table["error"] > floor
@@ -256,7 +253,7 @@ def report(table: pd.DataFrame) -> None:
             key = row["scale"], row["solver"]
             line = lines.setdefault(key, {"scale": f"{key[0]:g}", "method": looks[key[1]].label})
             place = f"{row['steps']} steps, {row['nfe']} NFE"
-            line[place] = tables.interval(row[column], row[f"{column}_low"], row[f"{column}_high"])
+            line[place] = tables.cell(row, column)
         return pd.DataFrame(list(lines.values()))
 
     notes = ["TTM-2: exact derivative of the guided score; combined: the derivatives of the two (Eq. 81)"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def experiment(session: Session) -> Sequence[Path]:
         Cell(
             {**session.config, "head": c.label, "head_seed": c.seed, "grid": args.grid, "nfe": nfe},
             (*METHODS[c.method].parts, *session.parts, *c.model.parts, Contender),
-            lambda c=c, nfe=nfe: end_point(c, nfe),  # type: ignore[misc]
+            partial(end_point, c, nfe),
         )
         for c in contenders
         for nfe in budgets
@@ -237,8 +237,7 @@ def report(table: pd.DataFrame, reference_error: float) -> None:
                 "its error": "-" if math.isnan(wrong) else f"{100 * wrong:.1f}%",
             }
             for _, row in group.iterrows():
-                value = (row[column], row[f"{column}_low"], row[f"{column}_high"])
-                line[f"{row['nfe']} NFE"] = tables.interval(*value)
+                line[f"{row['nfe']} NFE"] = tables.cell(row, column)
             lines.append(line)
         notes = [
             "its error: relative, root mean square over diffused data, weighted by γ² (Eq. 15)",

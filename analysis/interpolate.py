@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,12 @@ from torch import Tensor
 from analysis import plots, tables
 from analysis.cli import Session, add_solvers, main, parser
 from analysis.features import Features, classifier
-from analysis.methods import Method
 from analysis.reference import reference
+from analysis.rows import Row
 from analysis.statistics import Bootstrap
 from analysis.study import Cell, Result, run
 from problems import Problem, denoise
 from problems.console import Parser, UsageError, positive
-from problems.images.score import Learned
 from solvers.adaptive import Adaptive
 
 DEFAULT = ("ddim", "ttm2", "s-pndm")
@@ -39,43 +39,17 @@ COLUMNS = 5
 """Places b that are printed, at most; all of them are in the table that is written."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of the study: a method under a budget.
-
-    Attributes
-    ----------
-    solver
-        Name of the method.
-    method
-        The method, with the final denoising.
-    budget
-        The NFE that it may take each way.
-    encode_steps
-        The steps that the budget pays for on the way to the latents.
-    steps
-        The same on the way back, where the denoising has to be paid for too.
-    """
-
-    solver: str
-    method: Method
-    budget: int
-    encode_steps: int
-    steps: int
-
-
 def arguments() -> Parser:
     """Return the parser of this command."""
     p = parser(
         "interpolate",
-        "Interpolation of latents (Eq. 82; Figs. 8 and 13): pairs of images are encoded, mixed and decoded.\n"
-        f"Solvers by default: {' '.join(DEFAULT)}, and genie where the network has a head.",
+        "Interpolation of latents (Eq. 82; Figs. 8 and 13): pairs of images are encoded, mixed and decoded.",
         "  python -m analysis.interpolate\n"
         "  python -m analysis.interpolate --samples 10 --points 5 --nfe 5 --solvers ddim ttm2\n"
         "  python -m analysis.interpolate --problem digits-mixture --solvers ddim ttm2 ttm3 ab2 --nfe 15",
     )
-    add_solvers(p, ())
-    p.set_defaults(problem="digits", samples=50, solvers=None)
+    add_solvers(p, DEFAULT, heads=True)
+    p.set_defaults(problem="digits", samples=50)
     p.add_argument("--nfe", nargs="+", type=positive, default=[10, 25], help="budgets of NFE, each way")
     p.add_argument(
         "--points", type=count, default=9, help="images of a strip, at equal distances in b from 0 to 1"
@@ -93,16 +67,13 @@ def count(text: str) -> int:
 
 def experiment(session: Session) -> Sequence[Path]:
     """Measure, then write table and figure."""
+    session = session.usual(DEFAULT)
     args, problem = session.args, session.problem
     if len(problem.event_shape) != 3:
         raise UsageError(
             f"strips are made of images, which {args.problem} has none of; choose another problem, "
             "such as --problem digits"
         )
-    if args.solvers is None:
-        heads = ["genie"] if isinstance(problem, Learned) and problem.head is not None else []
-        named = argparse.Namespace(**{**vars(args), "solvers": [*DEFAULT, *heads]})
-        session = replace(session, args=named)
     rows, notes = plan(session)
     pairs = problem.sample(2 * args.samples, problem.schedule.stop, torch.Generator().manual_seed(args.seed))
     seen = classifier(problem)
@@ -119,7 +90,7 @@ def experiment(session: Session) -> Sequence[Path]:
         Cell(
             {**config, "solver": row.solver, "encode_steps": row.encode_steps, "steps": row.steps},
             (*row.method.parts, *session.parts, strips),
-            lambda row=row: strips(session, row, pairs, target, seen),  # type: ignore[misc]
+            partial(strips, session, row, pairs, target, seen),
         )
         for row in rows
     ]
@@ -145,8 +116,8 @@ def plan(session: Session) -> tuple[list[Row], list[str]]:
         back = replace(method, denoise=True)
         for budget in dict.fromkeys(session.args.nfe):
             try:
-                there = method.steps(session.problem, budget)
-                rows.append(Row(name, back, budget, there, back.steps(session.problem, budget)))
+                there, steps = (way.steps(session.problem, budget) for way in (method, back))
+                rows.append(Row(name, back, budget, steps=steps, encode_steps=there))
             except ValueError as reason:
                 reasons.append(f"{name} {reason}")
     if not rows:
@@ -240,10 +211,8 @@ def strips(
     arrays: dict[str, Any] = {
         "error": (found - target).flatten(2).norm(dim=2).numpy(),
         "strip": found[:, 0].numpy(),
-        "encode_nfe": np.array(there.nfe),
-        "nfe": np.array(back.nfe),
-        "jvp": np.array(back.jvp),
-        "head": np.array(back.head),
+        "encode_nfe": there.nfe,
+        **asdict(back),
     }
     if seen is not None:
         apart = seen.of(found.flatten(0, 1)) - seen.of(target.flatten(0, 1))
@@ -270,7 +239,7 @@ def tabulated(rows: Sequence[Row], results: Sequence[Result], reference_error: f
     for measure in ("error", "feature_error"):
         if measure in results[0].arrays:
             interval = Bootstrap(samples).means(np.concatenate([r.arrays[measure] for r in results]))
-            table[measure], table[f"{measure}_low"], table[f"{measure}_high"] = interval
+            table = table.assign(**interval.columns(measure))
     return table.assign(reference_error=reference_error)
 
 
@@ -285,7 +254,7 @@ def report(table: pd.DataFrame, notes: Sequence[str]) -> None:
         for _, row in table[table["b"].isin(printed)].sort_values("nfe_budget", kind="stable").iterrows():
             key = row["nfe_budget"], row["solver"]
             line = lines.setdefault(key, {"NFE": f"{key[0]}", "method": looks[key[1]].label})
-            cell = tables.interval(row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
+            cell = tables.cell(row, measure)
             line[f"b = {row['b']:.3g}"] = cell
         return pd.DataFrame(list(lines.values()))
 

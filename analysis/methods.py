@@ -273,16 +273,22 @@ class Method:
 class _Rehearsal(Source):
     """A model that costs what another one costs, and is zero."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, payer: Source | None = None) -> None:
         super().__init__(model.schedule, model.data_std)
-        self.model = model
-        self.price = model.price  # type: ignore[method-assign]
+        self.model, self._payer = model, payer
+
+    def price(self, j: int) -> Bill:
+        return self.model.price(j)
+
+    def charge(self, bill: Bill) -> None:
+        if self._payer is None:
+            super().charge(bill)
+        else:
+            self._payer.charge(bill)
 
     @property
     def distilled(self) -> _Rehearsal:
-        rehearsal = _Rehearsal(self.model.distilled)
-        rehearsal.charge = self.charge  # type: ignore[method-assign]
-        return rehearsal
+        return _Rehearsal(self.model.distilled, self)
 
     def _expand(self, gamma: Series) -> Push:
         return torch.zeros_like

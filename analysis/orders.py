@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,9 @@ def experiment(session: Session) -> Sequence[Path]:
     def exact() -> Reference:
         return reference(problem, begin(), (args.start, args.stop))
 
+    def measure(method: Method) -> dict[str, Any]:
+        return end_errors(session, method, begin(), exact())
+
     cells = [
         Cell(
             {
@@ -114,7 +117,7 @@ def experiment(session: Session) -> Sequence[Path]:
                 "finest": args.finest,
             },
             (*method.parts, *session.parts, end_errors),
-            lambda method=method: end_errors(session, method, begin(), exact()),  # type: ignore[misc]
+            partial(measure, method),
         )
         for name, method in methods
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from analysis.study import HERE, Pool
 from problems.console import Parser, UsageError, positive
@@ -71,7 +72,7 @@ def pool(workers: int, scheduler: str | None) -> Iterator[Pool]:
         yield Pool(client.get_executor(pure=False), _width(client))
 
 
-def _width(client: object) -> int:
+def _width(client: Any) -> int:
     """Return how many cells keep all workers busy while results travel."""
-    threads = sum(client.nthreads().values())  # type: ignore[attr-defined]
+    threads = sum(client.nthreads().values())
     return 3 * max(1, int(threads))

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from problems import Gaussian, Problem, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
+from problems import Gaussian, Model, Problem, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
 from problems.images.guided import GuidedImages
 from problems.images.score import load, shipped
 
@@ -98,6 +98,14 @@ def checkpoint(path: Path) -> Problem:
     """
     head = path.with_name(f"{path.stem}-head.safetensors")
     return load(path, head if head.exists() else None)[0]
+
+
+def has_head(model: Model) -> bool:
+    """Return whether a model has a distilled head."""
+    try:
+        return model.distilled is not None
+    except ValueError:
+        return False
 
 
 def latents(problem: Problem, samples: int, seed: int) -> Tensor:

@@ -52,6 +52,9 @@ NUMBERS = 2048
 SERIES = 8
 """Models whose best order of jets is at least this are solved by series."""
 
+SETTLED = 2e-4
+"""Distance of two solutions by steps at which the better one is accepted, unless told otherwise."""
+
 STEPS = (64, 1024)
 """Fewest and most steps of the Adams method, on the whole schedule."""
 
@@ -109,7 +112,7 @@ def reference(
     x = x.to(torch.float64)
     order = order or score.jet_order
     if order < SERIES:
-        return _by_steps(score, x, times, 2e-4 if tolerance is None else tolerance)
+        return _by_steps(score, x, times, SETTLED if tolerance is None else tolerance)
     return _by_series(score, x, times, 1e-12 if tolerance is None else tolerance, order)
 
 

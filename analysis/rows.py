@@ -179,7 +179,7 @@ def wide(table: pd.DataFrame, budget: str, unit: str, text: Callable[[Any], str]
 
 def interval_of(name: str) -> Callable[[Any], str]:
     """Return what formats the column ``name`` of a row with its interval."""
-    return lambda row: tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+    return lambda row: tables.cell(row, name)
 
 
 def word(value: Any) -> str:

@@ -9,7 +9,7 @@ modes, get sheets of images and errors alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def experiment(session: Session) -> Sequence[Path]:
         Cell(
             {**session.config, "solver": name, "steps": steps},
             (*method.parts, *parts),
-            lambda method=method, steps=steps: sample(method, steps),  # type: ignore[misc]
+            partial(sample, method, steps),
         )
         for name, method in methods.items()
         for steps in dict.fromkeys(args.steps)
@@ -119,7 +119,7 @@ def report(table: pd.DataFrame) -> None:
         {
             "solver": row["solver"],
             "steps": row["steps"] or "-",
-            "mean error (95%)": tables.interval(row["error"], row["error_low"], row["error_high"]),
+            "mean error (95%)": tables.cell(row, "error"),
             **{title: percent(row, column) for column, title in known.items()},
         }
         for _, row in table.iterrows()

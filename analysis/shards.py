@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -86,8 +86,7 @@ def sampled(shard: Shard, method: Method, steps: int) -> dict[str, Any]:
         wild = int((~torch.isfinite(x).flatten(1).all(1)).sum())
         if wild:
             raise FloatingPointError(f"{wild} of {SIZE} samples are not finite")
-        costs = {"nfe": np.array(bill.nfe), "jvp": np.array(bill.jvp), "head": np.array(bill.head)}
-        return {**_seen(shard, x, ""), **costs}
+        return {**_seen(shard, x, ""), **asdict(bill)}
 
 
 def exact(shard: Shard) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import Tensor
 from analysis import plots, tables
 from analysis.cli import Session, add_solvers, main, parser
 from analysis.methods import Method
-from analysis.reference import STEPS, Reference, reference
+from analysis.reference import SETTLED, STEPS, Reference, reference
 from analysis.statistics import Bootstrap, Interval
 from analysis.study import Cell, Result, frame, run
 from problems import Model
@@ -45,9 +45,6 @@ POWERS = {1: "γ dε/dγ", 2: "γ² d²ε/dγ²"}
 
 ORDERS = len(POWERS)
 """The highest order of them."""
-
-SETTLED = 2e-4
-"""The error at which a reference by steps is accepted."""
 
 DRAWS = 2000
 """Noisy images on which the loss is measured, the same ones for all networks."""
@@ -162,12 +159,12 @@ def measured(session: Session) -> list[Result]:
             Cell(
                 {**session.config, "solver": name, "nfe": nfe},
                 (*parts, *method.parts),
-                lambda method=method, steps=steps: end(method, steps),  # type: ignore[misc]
+                partial(end, method, steps),
             )
             for name, method, nfe, steps in plan
         ),
-        *(Cell({**session.config, "t": t}, parts, lambda t=t: size(t)) for t in times),  # type: ignore[misc]
-        Cell({**session.config, "draws": DRAWS}, parts, lambda: loss(session)),
+        *(Cell({**session.config, "t": t}, parts, partial(size, t)) for t in times),
+        Cell({**session.config, "draws": DRAWS}, parts, partial(loss, session)),
     ]
     return run("smoothness", cells, session.store, fresh=args.fresh)
 
@@ -204,7 +201,7 @@ def errors(results: list[Result]) -> pd.DataFrame:
     """Return a row for each end: its mean error, that of the reference for the exact one."""
     found = np.stack([r.arrays["error"] for r in results])
     mean = Bootstrap(found.shape[1]).means(np.where(np.isfinite(found), found, np.nan))
-    return frame(results, **_interval("error", mean))
+    return frame(results, **mean.columns("error"))
 
 
 def derivatives(results: list[Result]) -> pd.DataFrame:
@@ -214,25 +211,21 @@ def derivatives(results: list[Result]) -> pd.DataFrame:
         np.stack([r.arrays[f"order {i}"] for r, i in each]) for each in (rows, [(r, 0) for r, _ in rows])
     )
     ratio = Interval(*map(np.sqrt, Bootstrap(size.shape[1]).ratios(size, base)))
-    return frame([r for r, _ in rows], order=[k for _, k in rows], **_interval("size", ratio))
+    return frame([r for r, _ in rows], order=[k for _, k in rows], **ratio.columns("size"))
 
 
 def training(results: list[Result]) -> pd.DataFrame:
     """Return a row for each network: its loss, and that over the loss of the first on the same images."""
     found, bootstrap = np.stack([r.arrays["loss"] for r in results]), Bootstrap(DRAWS)
     ratio = bootstrap.ratios(found, np.broadcast_to(found[0], found.shape))
-    return frame(results, **_interval("loss", bootstrap.means(found)), **_interval("ratio", ratio))
-
-
-def _interval(name: str, interval: Interval) -> dict[str, Any]:
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return frame(results, **bootstrap.means(found).columns("loss"), **ratio.columns("ratio"))
 
 
 def report(table: pd.DataFrame, sizes: pd.DataFrame, networks: pd.DataFrame) -> None:
     """Print the errors, the sizes of the derivatives and the losses."""
 
     def text(row: Any, name: str) -> str:
-        return tables.interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
+        return tables.cell(row, name)
 
     lines: dict[Any, dict[str, str]] = {}
     exact = table[table["solver"] == "exact"].set_index("problem")["error"]

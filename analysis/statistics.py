@@ -27,6 +27,10 @@ class Interval(NamedTuple):
     low: Array
     high: Array
 
+    def columns(self, name: str) -> dict[str, Array]:
+        """Return the columns of a tidy table: ``name``, ``name_low`` and ``name_high``."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 @dataclass(frozen=True)
 class Bootstrap:

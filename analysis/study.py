@@ -181,39 +181,37 @@ def run(
     failed
         Told of cells that cannot be measured, which then have no arrays; by default their error is raised.
     """
-    plan = [(cell, json.dumps(cell.config, sort_keys=True)) for cell in cells]
-    keys = [_key(experiment, config, cell.parts) for cell, config in plan]
-    known = {} if fresh else {key: store.read(key) for key in keys}
+    plan = [(_key_of(experiment, cell), cell) for cell in cells]
+    known = {} if fresh else {key: store.read(key) for key, _ in plan}
     found: dict[str, Arrays] = {key: arrays for key, arrays in known.items() if arrays is not None}
-    missing = {key: cell for key, cell in zip(keys, plan, strict=True) if key not in found}
-    queue, waiting = iter(missing), dict[Future[Arrays], str]()
-    work = sum(cell.work for cell, _ in missing.values())
+    absent = {key: cell for key, cell in plan if key not in found}
+    queue, waiting = iter(absent), dict[Future[Arrays], str]()
+    work = sum(cell.work for cell in absent.values())
     with tqdm(total=work, desc=experiment, disable=None, leave=False, bar_format=BAR) as bar:
         while True:
             for key in islice(queue, pool.width - len(waiting)):
-                waiting[pool.executor.submit(missing[key][0].measure)] = key
+                waiting[pool.executor.submit(absent[key].measure)] = key
             if not waiting:
                 break
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 key = waiting.pop(future)
-                cell, config = missing[key]
+                cell = absent[key]
                 error = future.exception()
                 if error is None:
                     arrays = future.result().items()
                     found[key] = {name: np.asarray(a, dtype=np.float64) for name, a in arrays}
-                    store.write(key, experiment, config, found[key])
+                    store.write(key, experiment, _text(cell), found[key])
                 elif failed is not None and isinstance(error, Exception):
                     failed(cell, error)
                 else:
                     raise error
                 bar.update(cell.work)
-    return [Result(cell.config, found.get(key, {})) for key, (cell, _) in zip(keys, plan, strict=True)]
+    return [Result(cell.config, found.get(key, {})) for key, cell in plan]
 
 
 def missing(experiment: str, cells: Iterable[Cell], store: Store) -> list[Cell]:
     """Return the cells that are not in the store yet."""
-    plan = ((cell, json.dumps(cell.config, sort_keys=True)) for cell in cells)
-    return [cell for cell, config in plan if store.read(_key(experiment, config, cell.parts)) is None]
+    return [cell for cell in cells if store.read(_key_of(experiment, cell)) is None]
 
 
 def frame(results: list[Result], **columns: Iterable[Any]) -> pd.DataFrame:
@@ -227,6 +225,14 @@ def package_version() -> str:
         return version("genie-bench")
     except PackageNotFoundError:
         return "uninstalled"
+
+
+def _text(cell: Cell) -> str:
+    return json.dumps(cell.config, sort_keys=True)
+
+
+def _key_of(experiment: str, cell: Cell) -> str:
+    return _key(experiment, _text(cell), cell.parts)
 
 
 def _key(experiment: str, config: str, parts: tuple[object, ...]) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from tabulate import tabulate
@@ -68,6 +68,11 @@ def interval(value: float, low: float, high: float, digits: int = 2) -> str:
     scale = 10.0**-exponent
     tail = f"e{exponent}"
     return f"{value * scale:.{digits}f}{tail} [{low * scale:.{digits}f}, {high * scale:.{digits}f}]{tail}"
+
+
+def cell(row: Any, name: str, digits: int = 2) -> str:
+    """Format the column ``name`` of a row, of a frame or a mapping, with its interval; see ``interval``."""
+    return interval(row[name], row[f"{name}_low"], row[f"{name}_high"], digits)
 
 
 def show(title: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> None:

@@ -11,7 +11,7 @@ from analysis.reference import reference
 from problems import Guided
 from problems.images.guided import GuidedImages, InTurn
 from problems.images.score import Learned
-from tests.networks import TINY, network, states
+from tests.networks import TINY, head, network, states
 
 CLASSES = dataclasses.replace(TINY, classes=3)
 
@@ -68,9 +68,18 @@ def test_a_network_without_classes_cannot_be_guided():
         GuidedImages(Learned(network()), 1.0)
 
 
-def test_heads_are_refused(learned):
-    with pytest.raises(ValueError, match="no head's"):
-        _ = InTurn(learned).distilled
+def test_heads_are_those_of_two_networks():
+    with_head = Learned(network(CLASSES), head=head(config=CLASSES))
+    by_hand = Guided(with_head.labelled(torch.tensor([0, 1, 2, 0, 1])), with_head.labelled(None), 2.0)
+    x = states(5)
+    found = GuidedImages(with_head, 2.0).distilled.jet(x, 0.3, 2)
+    for value, expected in zip(found, by_hand.distilled.jet(x, 0.3, 2), strict=True):
+        assert (value == expected).all()
+
+
+def test_without_a_head_there_is_none(learned):
+    with pytest.raises(ValueError, match="no distilled head"):
+        _ = GuidedImages(learned, 1.0).distilled
 
 
 def test_the_reference_keeps_states_in_their_places(learned):

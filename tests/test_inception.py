@@ -207,7 +207,7 @@ def resized(image, size=299):
     return (1.0 - t[:, None]) * image[..., below, :] + t[:, None] * image[..., above, :]
 
 
-class Seen(Exception):  # noqa: N818
+class SeenError(Exception):
     pass
 
 
@@ -216,11 +216,11 @@ def test_the_stem_sees_images_of_the_right_size(shape, network):
     """Smaller and larger ones, colourful and grey ones."""
 
     def stop(_, inputs):
-        raise Seen(inputs[0])
+        raise SeenError(inputs[0])
 
     hook = network.get_submodule("Conv2d_1a_3x3").register_forward_pre_hook(stop)
     x = uniform(2, *shape).double()
-    with pytest.raises(Seen) as caught:
+    with pytest.raises(SeenError) as caught:
         network.features(x)
     hook.remove()
     (seen,) = caught.value.args

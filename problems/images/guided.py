@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from problems.images.score import Distilled, Learned
+from problems.images.score import Learned
 from problems.score import Problem, Tariff
 from problems.wrappers import Guided
 
@@ -19,7 +19,7 @@ class InTurn(Learned):
     Parameters
     ----------
     learned
-        The network, with its head and data.
+        The network, with its head if it has one.
 
     Raises
     ------
@@ -30,14 +30,7 @@ class InTurn(Learned):
     def __init__(self, learned: Learned) -> None:
         if not learned.network.config.classes:
             raise ValueError("guidance needs a network with classes; train one with --conditional")
-        super().__init__(learned.network, tariff=learned.tariff)
-
-    @property
-    def distilled(self) -> Distilled:
-        """Heads are not offered: see ``wrappers.GuidedHeads`` for what the paper makes of two of them."""
-        raise ValueError(
-            "the derivative of guided ε is no head's; python -m analysis.guidance measures heads"
-        )
+        super().__init__(learned.network, head=learned.head, tariff=learned.tariff)
 
     @property
     def positional(self) -> bool:

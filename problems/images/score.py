@@ -227,8 +227,8 @@ class Distilled(Wrapper):
         Whatever the path, the derivative is that along the network's own flow, for which it was distilled.
         There is no further one: the third push raises a ``ValueError``.
         """
-        network, labels = self._learned.network, self._learned.labels
-        expansion = Expansion(network, Series([gamma[0]]), labels)
+        network, start = self._learned.network, Series([gamma[0]])
+        expansions: list[Expansion] = []
         said: list[Tensor] = []
         index = itertools.count()
 
@@ -241,9 +241,10 @@ class Distilled(Wrapper):
             self._learned.charge(self.price(j))
             if j == 0:
                 xbar = coefficient.to(self._learned.dtype)
-                said.extend((xbar, expansion.push(xbar)))
+                expansions.append(Expansion(network, start, self._learned.labels_of(len(xbar))))
+                said.extend((xbar, expansions[0].push(xbar)))
                 return said[1].to(coefficient.dtype)
-            xbar, eps = said
+            (xbar, eps), (expansion,) = said, expansions
             k: Tensor = self._head(
                 network, xbar, gamma[0], eps, expansion.features[0], expansion.embeddings[0]
             )
