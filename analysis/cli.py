@@ -27,7 +27,7 @@ from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
 from analysis.problems import DTYPES, PROBLEMS, has_head, latents, prepared
 from analysis.reference import reference
 from analysis.study import Store, package_version
-from problems import Problem
+from problems import Brownian, Noise, Problem
 from problems.console import Parser, UsageError, attempt, device, positive
 from problems.files import atomically
 from solvers.adaptive_taylor import AdaptiveTaylor
@@ -146,7 +146,7 @@ class Session:
         methods = {name: named("solver", METHODS, name) for name in dict.fromkeys(self.args.solvers)}
         for name, method in methods.items():
             try:
-                method.form.make(self.problem, torch.Generator())
+                method.form.make(self.problem, None)
             except ValueError as error:
                 raise UsageError(f"{name} cannot solve {self.args.problem}: {error}") from error
         return methods
@@ -162,9 +162,9 @@ class Session:
         """Return states in the dtype and on the device in which methods run."""
         return x.to(device=self.args.device, dtype=self.dtype)
 
-    def generator(self) -> torch.Generator:
-        """Return a source of noise, the same at every call."""
-        return torch.Generator(device=self.args.device).manual_seed(self.args.seed + 1)
+    def noise(self) -> Noise:
+        """Return the noise of all trajectories: Brownian paths, the same for every method and grid."""
+        return Brownian(self.args.seed + 1)
 
     @property
     def parts(self) -> tuple[object, ...]:

@@ -217,7 +217,7 @@ def tabulate(
                 line |= {bill: int(parts[0].arrays[bill]) for bill in ("nfe", "jvp", "head")}
                 line["budget"] = row.budget or line["nfe"]  # methods that choose their own steps have none
                 line |= judge(gathered(parts, name)[:n])
-            if not row.note and row.method.form.name != "sde":
+            if not row.note and not row.method.random:
                 apart = gathered(parts, states) - gathered(accurate, _prefix(row.method.denoise) + states)
                 error = bootstrap.means(np.linalg.norm(apart[:n], axis=1)[None])
                 line |= {"error": float(error.value[0])}
@@ -324,7 +324,7 @@ def report(
         kernel = wide(here, budget, unit, lambda row: f"{row['kernel']:.3g}")
         others.append((f"Kernel distance, {name}", kernel, []))
     first = solvers[solvers["feature"] == next(iter(distances))]
-    errors = first[first["form"] != "sde"]
+    errors = first[first["error"].notna() | (first["note"] != "")]
     notes = [f"N/A: {solver} {note}" for solver, note in reasons(first)]
     notes += [f"accurate solution: own error {first['reference_error'].max():.1e}"]
     if (first["jvp"] > 0).any():

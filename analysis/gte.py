@@ -24,6 +24,7 @@ from torch import Tensor
 from analysis import plots, tables
 from analysis.cli import Session, add_factors, add_solvers, main, parser
 from analysis.features import Features, classifier
+from analysis.methods import METHODS
 from analysis.reference import reference
 from analysis.rows import (
     BUDGETS,
@@ -179,7 +180,7 @@ def end_point(
     if row.encode_steps:
         x = row.method.encode(score, row.encode_steps, x)
     there = score.spent - before
-    x = row.method.sample(score, row.steps, x, session.generator())
+    x = row.method.sample(score, row.steps, x, session.noise())
     back = score.spent - before - there
     x = x.double().cpu()
     arrays: dict[str, Any] = {
@@ -219,8 +220,9 @@ def report(table: pd.DataFrame, budget: str, encode: bool, tariff: Tariff) -> No
     middle = "median" + ("; % in another mode (95%)" if "flips" in table else "")
     if len(given):
         notes = [f"N/A: {solver} {note}" for solver, note in reasons(given)]
-        if (given["form"] == "sde").any():
-            notes.append("euler-maruyama is random: its ends are samples, not ends of these trajectories")
+        chance = [name for name in dict.fromkeys(given["solver"]) if METHODS[name].random]
+        if chance:
+            notes.append(f"random: {', '.join(chance)}; ends are samples, not those of these trajectories")
         if (given["jvp"] > 0).any():
             spent = ", ".join(dict.fromkeys(given["solver"][given["jvp"] > 0]))
             notes.append(f"{spent}: Jacobian-vector products come on top of the NFE (column jvp)")

@@ -110,8 +110,8 @@ def plan(session: Session) -> tuple[list[Row], list[str]]:
     """
     rows, reasons = [], []
     for name, method in session.methods().items():
-        if method.form.name == "sde" or isinstance(method.solver, Adaptive):
-            why = "is stochastic and cannot encode" if method.form.name == "sde" else "chooses its own steps"
+        if method.random or isinstance(method.solver, Adaptive):
+            why = "is stochastic and cannot encode" if method.random else "chooses its own steps"
             raise UsageError(f"{name} {why}; leave it out of --solvers")
         back = replace(method, denoise=True)
         for budget in dict.fromkeys(session.args.nfe):

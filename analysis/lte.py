@@ -70,7 +70,7 @@ def experiment(session: Session) -> Sequence[Path]:
             )
     methods = session.methods()
     for name, method in methods.items():
-        if isinstance(method.solver, Adaptive) or method.form.name == "sde":
+        if isinstance(method.solver, Adaptive) or method.random:
             raise UsageError(f"{name} has no single deterministic step; leave it out of --solvers")
 
     plan = [

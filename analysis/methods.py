@@ -27,6 +27,7 @@ from problems import (
     Source,
 )
 from problems import denoise as denoise_step
+from problems.noise import Noise
 from problems.schedule import Schedule
 from problems.score import Bill, Push, Tariff
 from problems.series import Series
@@ -66,12 +67,15 @@ class Coordinates:
         The independent variable of the form, where a grid can have equal steps in it.
     exact
         Whether the derivatives in its jets are those of the solution.
+    random
+        Whether it is a stochastic equation.
     """
 
     name: str
-    make: Callable[[Model, torch.Generator | None], Form] = field(repr=False, compare=False)
+    make: Callable[[Model, Noise | torch.Generator | None], Form] = field(repr=False, compare=False)
     variable: str = ""
     exact: bool = True
+    random: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,14 +103,16 @@ class Grid:
 FORMS = {
     form.name: form
     for form in (
-        Coordinates("ddim", lambda score, _: DDIM(score)),
-        Coordinates("pf", lambda score, _: ProbabilityFlow(score), variable="t"),
-        Coordinates("data", lambda score, _: Preconditioned(score, 0.0)),
-        Coordinates("preconditioned", lambda score, _: Preconditioned(score, score.data_std)),
-        Coordinates("distilled", lambda score, _: DDIM(score.distilled), exact=False),
-        Coordinates("ideal-ddim", lambda score, _: DDIM(Ideal(score)), exact=False),
-        Coordinates("ideal-pf", lambda score, _: ProbabilityFlow(Ideal(score)), variable="t", exact=False),
-        Coordinates("sde", ReverseSDE),
+        Coordinates("ddim", DDIM),
+        Coordinates("pf", ProbabilityFlow, variable="t"),
+        Coordinates("data", lambda score, noise: Preconditioned(score, 0.0, noise)),
+        Coordinates("preconditioned", lambda score, noise: Preconditioned(score, score.data_std, noise)),
+        Coordinates("distilled", lambda score, noise: DDIM(score.distilled, noise), exact=False),
+        Coordinates("ideal-ddim", lambda score, noise: DDIM(Ideal(score), noise), exact=False),
+        Coordinates(
+            "ideal-pf", lambda score, noise: ProbabilityFlow(Ideal(score), noise), variable="t", exact=False
+        ),
+        Coordinates("sde", ReverseSDE, random=True),
     )
 }
 """The forms by name; the deterministic ones without tricks are crossed with every solver."""
@@ -145,6 +151,8 @@ class Method:
         Whether the first evaluation is the analytical one (Sec. 3.2); saves one evaluation.
     denoise
         Whether the last state is denoised (a DDIM step to γ = 0); costs one evaluation.
+    last
+        How the last steps are taken, if not like the others: ``lower_order_final`` of other libraries.
     """
 
     solver: Solver
@@ -152,12 +160,18 @@ class Method:
     grid: Grid = GRIDS["quadratic"]
     afs: bool = False
     denoise: bool = False
+    last: tuple[Solver, ...] = ()
 
     @property
     def parts(self) -> tuple[object, ...]:
         """What determines the method's results; see ``study.Cell``."""
         makers = (inspect.getsource(f) for f in (self.form.make, self.grid.times))
         return (repr(self), *makers, self.solver, Form, AnalyticFirst, Series, march, power)
+
+    @property
+    def random(self) -> bool:
+        """Whether what comes out depends on noise, so that errors of end points mean nothing."""
+        return self.form.random or self.solver.random
 
     @property
     def order(self) -> int:
@@ -181,7 +195,14 @@ class Method:
                 return replace(solver, clock=Own(), start=start).order
         return solver.order
 
-    def sample(self, score: Model, steps: int, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def solvers(self, steps: int) -> list[Solver]:
+        """Return how each of so many steps is taken."""
+        last = self.last[-steps:] if steps < len(self.last) else self.last
+        return [self.solver] * (steps - len(last)) + list(last)
+
+    def sample(
+        self, score: Model, steps: int, x: Tensor, generator: Noise | torch.Generator | None = None
+    ) -> Tensor:
         """Return the states to which the method brings ``x``.
 
         Parameters
@@ -193,13 +214,13 @@ class Method:
         x
             States at the start of the schedule, shape (n, *event).
         generator
-            Source of noise for stochastic methods.
+            Source of noise for stochastic methods; ``Brownian`` gives each sample a path of its own.
         """
         times = self.grid.times(steps, score.schedule)
         start, stop = float(times[0]), float(times[-1])
         if self.afs:
             score = AnalyticFirst(score, start)
-        state = final(march(self.form.make(score, generator), self.solver, times, x))
+        state = final(march(self.form.make(score, generator), self.solvers(len(times) - 1), times, x))
         return denoise_step(score, state.x, stop) if self.denoise else state.x
 
     def encode(self, score: Model, steps: int, x: Tensor) -> Tensor:
@@ -215,7 +236,7 @@ class Method:
             States at the end of the schedule (t_cut), shape (n, *event).
         """
         times = self.grid.times(steps, score.schedule).flip(0)
-        return final(march(self.form.make(score, None), self.solver, times, x)).x
+        return final(march(self.form.make(score, None), self.solvers(len(times) - 1), times, x)).x
 
     def bill(self, model: Model, steps: int) -> Bill:
         """Return what ``steps`` steps would cost on the model, found by doing them on a free copy of it."""
@@ -280,12 +301,6 @@ class _Rehearsal(Source):
     def price(self, j: int) -> Bill:
         return self.model.price(j)
 
-    def charge(self, bill: Bill) -> None:
-        if self._payer is None:
-            super().charge(bill)
-        else:
-            self._payer.charge(bill)
-
     @property
     def distilled(self) -> _Rehearsal:
         return _Rehearsal(self.model.distilled, self)
@@ -294,37 +309,54 @@ class _Rehearsal(Source):
         return torch.zeros_like
 
 
-METHODS = {
-    # The paper's: truncated Taylor methods, the multistep methods of Liu et al. (2022), and its baselines.
-    "ddim": Method(Taylor(1)),
-    "ttm2": Method(Taylor(2)),
-    "ttm3": Method(Taylor(3)),
-    "ttm4": Method(Taylor(4)),
-    "s-pndm": Method(Adams(2, clock=Index(), start=Heun())),
-    "f-pndm": Method(Adams(4, clock=Index(), start=RK4(Time()))),
-    "euler-maruyama": Method(EulerMaruyama(), FORMS["sde"]),
-    "rk45": Method(RK45(), FORMS["pf"]),
-    "genie": Method(Taylor(2), FORMS["distilled"]),
-    "ttm2-pf": Method(Taylor(2), FORMS["pf"]),
-    "ttm2-ideal-ddim": Method(Taylor(2), FORMS["ideal-ddim"]),
-    "ttm2-ideal-pf": Method(Taylor(2), FORMS["ideal-pf"]),
-    # The textbook's.
-    "heun": Method(Heun()),
-    "midpoint": Method(Midpoint()),
-    "rk4": Method(RK4()),
-    "ab2": Method(Adams(2)),
-    "ab3": Method(Adams(3, start=Heun())),
-    "ab4": Method(Adams(4, start=RK4())),
-    # Multistep with derivatives: what TTM-2 costs per step, at twice its order.
-    "adams22": Method(Adams(2, 2, start=Taylor(3))),
-    # Foreign clocks. DEIS counts the degree of its polynomial, and starts with the lower degrees.
-    "tab-deis1": Method(Adams(2, clock=Exact(Time()))),
-    "tab-deis2": Method(Adams(3, clock=Exact(Time()))),
-    "tab-deis3": Method(Adams(4, clock=Exact(Time()))),
-    "dpm-solver-2": Method(Midpoint(LogSNR())),
-    "dpm-solver++2m": Method(Adams(2, clock=LogSNR()), FORMS["data"]),
+FAMILIES = {
+    "taylor": {
+        "ddim": Method(Taylor(1)),
+        "ttm2": Method(Taylor(2)),
+        "ttm3": Method(Taylor(3)),
+        "ttm4": Method(Taylor(4)),
+        "genie": Method(Taylor(2), FORMS["distilled"]),
+        "ttm2-pf": Method(Taylor(2), FORMS["pf"]),
+        "ttm2-ideal-ddim": Method(Taylor(2), FORMS["ideal-ddim"]),
+        "ttm2-ideal-pf": Method(Taylor(2), FORMS["ideal-pf"]),
+    },
+    "runge-kutta": {
+        "heun": Method(Heun()),
+        "midpoint": Method(Midpoint()),
+        "rk4": Method(RK4()),
+    },
+    # Linear multistep methods. DEIS counts the degree of its polynomial, and starts with the lower degrees.
+    "multistep": {
+        "s-pndm": Method(Adams(2, clock=Index(), start=Heun())),
+        "f-pndm": Method(Adams(4, clock=Index(), start=RK4(Time()))),
+        "ab2": Method(Adams(2)),
+        "ab3": Method(Adams(3, start=Heun())),
+        "ab4": Method(Adams(4, start=RK4())),
+        # With derivatives: what TTM-2 costs per step, at twice its order.
+        "adams22": Method(Adams(2, 2, start=Taylor(3))),
+        "tab-deis1": Method(Adams(2, clock=Exact(Time()))),
+        "tab-deis2": Method(Adams(3, clock=Exact(Time()))),
+        "tab-deis3": Method(Adams(4, clock=Exact(Time()))),
+    },
+    # Exponential integrators: polynomials in the log-SNR.
+    "exponential": {
+        "dpm-solver-2": Method(Midpoint(LogSNR())),
+        "dpm-solver++2m": Method(Adams(2, clock=LogSNR()), FORMS["data"]),
+    },
+    "adaptive": {
+        "rk45": Method(RK45(), FORMS["pf"]),
+    },
+    "stochastic": {
+        "euler-maruyama": Method(EulerMaruyama(), FORMS["sde"]),
+    },
 }
+"""The methods by family, as the pages of ``docs/methods`` present them."""
+
+METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
 """Every method of the suite by the name it is called by."""
+
+ALIASES: dict[str, str] = {}
+"""Other names of the same methods."""
 
 
 def crossed(

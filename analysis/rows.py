@@ -110,7 +110,7 @@ def plan(session: Session, budgets: Sequence[int], *, encode: bool = False) -> l
     args = session.args
     methods: dict[Method, str] = {}
     for name, method in session.crossed():
-        if encode and method.form.name == "sde":
+        if encode and method.random:
             raise UsageError(f"{name} is stochastic and cannot encode; leave it out of --solvers")
         if isinstance(method.solver, Adaptive):
             method = replace(method, grid=WHOLE)

@@ -82,7 +82,7 @@ def experiment(session: Session) -> Sequence[Path]:
         return arrays
 
     def sample(method: Method, steps: int) -> dict[str, Any]:
-        return describe(method.sample(session.working, steps, session.cast(start()), session.generator()))
+        return describe(method.sample(session.working, steps, session.cast(start()), session.noise()))
 
     parts = (*session.parts, describe)
     cells = [Cell({**session.config, "solver": "exact", "steps": 0}, parts, lambda: describe(exact()))] + [

@@ -19,7 +19,7 @@ from analysis.features import Features, features
 from analysis.methods import Method
 from analysis.problems import Prepared, latents, prepared
 from analysis.reference import reference
-from problems import denoise
+from problems import Brownian, denoise
 
 SIZE = 250
 """Samples in a shard."""
@@ -79,7 +79,7 @@ def sampled(shard: Shard, method: Method, steps: int) -> dict[str, Any]:
     with _single_thread():
         made = _opened(shard)
         x = latents(made.problem, SIZE, shard.seeded(LATENTS)).to(device=shard.device, dtype=made.dtype)
-        noise = torch.Generator(device=shard.device).manual_seed(shard.seeded(NOISE))
+        noise = Brownian(shard.seeded(NOISE))
         before = made.working.spent
         x = method.sample(made.working, steps, x, noise)
         bill = made.working.spent - before

@@ -137,7 +137,7 @@ def measured(session: Session) -> list[Result]:
         return {"x": x[:TILES].numpy(), "error": np.full(len(x), exact().error)}
 
     def end(method: Method, steps: int) -> dict[str, Any]:
-        x = method.sample(session.working, steps, session.cast(session.latents()), session.generator())
+        x = method.sample(session.working, steps, session.cast(session.latents()), session.noise())
         x = x.double().cpu()
         return {"x": x[:TILES].numpy(), "error": (x - exact().x[-1]).flatten(1).norm(dim=1).numpy()}
 

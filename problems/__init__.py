@@ -3,6 +3,7 @@
 from problems.forms import DDIM, Flow, Form, Preconditioned, ProbabilityFlow, ReverseSDE
 from problems.makers import digits, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
 from problems.mixture import Mixture
+from problems.noise import Brownian, Drawn, Noise
 from problems.schedule import EDM, VE, VP, CosineVP, Schedule
 from problems.score import Autodiff, Bill, Model, Problem, Source, Tariff, denoise
 from problems.series import Series
@@ -17,7 +18,9 @@ __all__ = [
     "AnalyticFirst",
     "Autodiff",
     "Bill",
+    "Brownian",
     "CosineVP",
+    "Drawn",
     "Flow",
     "Form",
     "Gaussian",
@@ -26,6 +29,7 @@ __all__ = [
     "Ideal",
     "Mixture",
     "Model",
+    "Noise",
     "Preconditioned",
     "ProbabilityFlow",
     "Problem",

@@ -7,12 +7,15 @@ in different coordinates, so the form is a factor of every study.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from problems.noise import Drawn, Noise
 from problems.schedule import Schedule
 from problems.score import Bill, Model, align, like
 from problems.series import Scalar, Series, T, convolve, sqrt
@@ -25,10 +28,14 @@ class Form(ABC):
     ----------
     score
         The model that the equation is made of.
+    noise
+        Source of the noise, for stochastic equations and for methods that add noise of their own; a
+        generator is one that is drawn from.
     """
 
-    def __init__(self, score: Model) -> None:
+    def __init__(self, score: Model, noise: Noise | torch.Generator | None = None) -> None:
         self.score = score
+        self.noise = noise if isinstance(noise, Noise) else Drawn(noise)
 
     @property
     def schedule(self) -> Schedule:
@@ -63,6 +70,25 @@ class Form(ABC):
     def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
         """Return the noise that the equation adds to y over [s0, s1]; zero for an ODE."""
         return torch.zeros_like(y)
+
+    def normal(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return standard normal numbers of the interval [s0, s1], increments of a Brownian path.
+
+        The path runs in the signal-to-noise ratio w = 1/γ²: in y = x̄/γ² the reverse SDE is
+        dy = x̂₀ dw + dW(w), with x̂₀ the denoised state.
+        """
+        w0, w1 = (self.schedule.gamma(align(self.t(s), y)) ** -2 for s in (s0, s1))
+        return self.noise.over(y, w0, w1) if _all_below(w0, w1) else self.noise.over(y, w1, w0)
+
+    def fresh(self, y: Tensor, s: Scalar, stream: int = 1) -> Tensor:
+        """Return standard normal numbers of a place, independent of the path and of other streams."""
+        return self.noise.at(y, s, stream)
+
+    def part(self, rows: Tensor, of: int) -> Self:
+        """Return the equation of some states of a batch; the bill of the whole grows by their share."""
+        other = copy.copy(self)
+        other.score, other.noise = self.score.part(rows, of), self.noise.part(rows)
+        return other
 
 
 class Flow(Form):
@@ -145,10 +171,12 @@ class Preconditioned(Flow):
         The model.
     std
         s ≥ 0.
+    noise
+        See ``Form``.
     """
 
-    def __init__(self, score: Model, std: float = 0.0) -> None:
-        super().__init__(score)
+    def __init__(self, score: Model, std: float = 0.0, noise: Noise | torch.Generator | None = None) -> None:
+        super().__init__(score, noise)
         self.std = std
 
     def s(self, t: T) -> T:
@@ -207,18 +235,7 @@ class ReverseSDE(Form):
     """The generative SDE dx = (α'/α x + g² ε/σ) dt + g dw, run with dt < 0 (Eq. 3).
 
     For the paper's schedule the drift is -½β (x - 2ε/σ) and g² = β.
-
-    Parameters
-    ----------
-    score
-        The model.
-    generator
-        Source of the noise, on the device of the states.
     """
-
-    def __init__(self, score: Model, generator: torch.Generator | None = None) -> None:
-        super().__init__(score)
-        self.generator = generator
 
     def s(self, t: T) -> T:
         """Return t."""
@@ -253,6 +270,9 @@ class ReverseSDE(Form):
 
     def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
         """Return √(g²(s0) (s0 - s1)) z with z standard normal; time runs backwards, s1 < s0."""
-        noise = torch.randn(y.shape, generator=self.generator, dtype=y.dtype, device=y.device)
-        variance: Scalar = self.schedule.diffusion(s0) * (s0 - s1)
-        return sqrt(variance) * noise
+        variance: Scalar = self.schedule.diffusion(align(s0, y)) * align(s0 - s1, y)
+        return like(sqrt(variance), y) * self.normal(y, s0, s1)
+
+
+def _all_below(a: Scalar, b: Scalar) -> bool:
+    return bool(torch.as_tensor(a < b).all())

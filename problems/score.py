@@ -8,6 +8,7 @@ and no analysis ever counts.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -27,7 +28,7 @@ Push = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What was evaluated, per sample.
+    """What was evaluated, per sample; on average, where samples go separate ways.
 
     Attributes
     ----------
@@ -39,15 +40,18 @@ class Bill:
         Calls of a distilled derivative head.
     """
 
-    nfe: int = 0
-    jvp: int = 0
-    head: int = 0
+    nfe: float = 0
+    jvp: float = 0
+    head: float = 0
 
     def __add__(self, other: Bill) -> Bill:
         return Bill(self.nfe + other.nfe, self.jvp + other.jvp, self.head + other.head)
 
     def __sub__(self, other: Bill) -> Bill:
         return Bill(self.nfe - other.nfe, self.jvp - other.jvp, self.head - other.head)
+
+    def __mul__(self, share: float) -> Bill:
+        return Bill(self.nfe * share, self.jvp * share, self.head * share)
 
     def cost(self, tariff: Tariff) -> float:
         """Return the sum, in evaluations of the score network."""
@@ -160,6 +164,18 @@ class Model(ABC):
     @abstractmethod
     def price(self, j: int) -> Bill:
         """Return what coefficient j of an expansion costs."""
+
+    @abstractmethod
+    def part(self, rows: Tensor, of: int) -> Self:
+        """Return the model of some states of a batch; the bill of the whole grows by their share.
+
+        Parameters
+        ----------
+        rows
+            Which states, int64, shape (n,).
+        of
+            How many there are in the batch.
+        """
 
     @property
     @abstractmethod
@@ -283,6 +299,8 @@ class Source(Model):
         self.schedule = schedule
         self.data_std = data_std
         self._spent = Bill()
+        self._payer: Source | None = None
+        self._share = 1.0
 
     @abstractmethod
     def _expand(self, gamma: Series) -> Push:
@@ -323,7 +341,16 @@ class Source(Model):
 
     def charge(self, bill: Bill) -> None:
         """Add to the bill."""
-        self._spent += bill
+        if self._payer is None:
+            self._spent += bill
+        else:
+            self._payer.charge(bill * self._share)
+
+    def part(self, rows: Tensor, of: int) -> Self:
+        """Return the model of some states of a batch; see ``Model.part``."""
+        other = copy.copy(self)
+        other._payer, other._share = self, len(rows) / of
+        return other
 
     def price(self, j: int) -> Bill:
         """One score evaluation first, then one Jacobian-vector product for each derivative."""
@@ -332,7 +359,7 @@ class Source(Model):
     @property
     def spent(self) -> Bill:
         """Everything evaluated since the model was made."""
-        return self._spent
+        return self._spent if self._payer is None else self._payer.spent
 
 
 class Autodiff(Source):

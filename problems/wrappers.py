@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -43,6 +45,12 @@ class Wrapper(Model):
     def spent(self) -> Bill:
         """The bill of the wrapped model."""
         return self.score.spent
+
+    def part(self, rows: Tensor, of: int) -> Self:
+        """Return the same around a part of the wrapped model."""
+        other = copy.copy(self)
+        other.score = self.score.part(rows, of)
+        return other
 
 
 class AnalyticFirst(Wrapper):
@@ -142,6 +150,14 @@ class _Pair(Model):
         if self.conditional is self.unconditional:
             return self.conditional.spent
         return self.conditional.spent + self.unconditional.spent
+
+    def part(self, rows: Tensor, of: int) -> Self:
+        """Return the pair of parts."""
+        other = copy.copy(self)
+        other.conditional = self.conditional.part(rows, of)
+        same = self.conditional is self.unconditional
+        other.unconditional = other.conditional if same else self.unconditional.part(rows, of)
+        return other
 
     def _combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         return (1.0 + self.w) * conditional - self.w * unconditional

@@ -74,7 +74,7 @@ class Adams(LinearRule):
         """Take one step; while the past is too short, with the starting method."""
         if len(past) < self.reach and self.start is not None:
             return self.start.step(eq, y, s0, s1, past)
-        node = Node(s0, eq.jet(y, s0, self.p))
+        node = Node(s0, eq.jet(y, s0, self.p), y)
         nodes = (node, *past[: self.reach])
         weights = self.weights(eq, as_float(s1), [as_float(n.s) for n in nodes])
         for n, row in zip(nodes, weights, strict=True):

@@ -51,4 +51,4 @@ class RK45(Adaptive):
         ends = torch.tensor([float(s0), float(s1)], dtype=torch.float64, device=y.device)
         options = {"step_t": ends[1:], "dtype": torch.float64}
         path: Tensor = odeint(f, y, ends, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)
-        return path[1], Node(s0, (first[0],))
+        return path[1], Node(s0, (first[0],), y)

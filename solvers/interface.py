@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ class Equation(Protocol):
     def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
         """Return the noise that the equation adds to y over [s0, s1]; zero for an ODE."""
 
+    def normal(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return standard normal numbers of the interval [s0, s1], increments of a Brownian path."""
+
+    def fresh(self, y: Tensor, s: Scalar, stream: int = 1) -> Tensor:
+        """Return standard normal numbers of a place, independent of the path and of other streams."""
+
+    def part(self, rows: Tensor, of: int) -> Self:
+        """Return the equation of some states of a batch of ``of``, billed in proportion."""
+
     def s(self, t: Any) -> Any:
         """Return the independent variable at time t."""
 
@@ -58,10 +67,22 @@ class Equation(Protocol):
 
 
 class Node(NamedTuple):
-    """One evaluation of the equation, remembered."""
+    """One evaluation of the equation, remembered.
+
+    Attributes
+    ----------
+    s
+        Where.
+    jet
+        The derivatives of the solution there.
+    y
+        The state from which the step went on, the one that was evaluated or its correction; for methods
+        that correct it in turn.
+    """
 
     s: Scalar
     jet: tuple[Tensor, ...]
+    y: Tensor | None = None
 
 
 Past = tuple[Node, ...]
@@ -96,6 +117,11 @@ class Solver(ABC):
     def reach(self) -> int:
         """How many past nodes the method looks back on."""
         return 0
+
+    @property
+    def random(self) -> bool:
+        """Whether the method adds noise of its own."""
+        return False
 
     @abstractmethod
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:

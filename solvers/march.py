@@ -30,7 +30,9 @@ class State(NamedTuple):
     nfe: int
 
 
-def march(eq: Equation, solver: Solver, times: Tensor | Sequence[float], x: Tensor) -> Iterator[State]:
+def march(
+    eq: Equation, solver: Solver | Sequence[Solver], times: Tensor | Sequence[float], x: Tensor
+) -> Iterator[State]:
     """Step through ``times`` and yield the state at each of them, the first included.
 
     Parameters
@@ -38,7 +40,7 @@ def march(eq: Equation, solver: Solver, times: Tensor | Sequence[float], x: Tens
     eq
         The equation to solve.
     solver
-        The method.
+        The method, or one for each step.
     times
         At least one time, in the order in which they are visited: falling to sample, rising to encode.
     x
@@ -50,9 +52,11 @@ def march(eq: Equation, solver: Solver, times: Tensor | Sequence[float], x: Tens
     past: Past = ()
     yield State(stops[0], x, 0)
     places = [eq.s(t) for t in stops]
-    for t, (s0, s1) in zip(stops[1:], pairwise(places), strict=True):
-        y, node = solver.step(eq, y, s0, s1, past)
-        past = (node, *past)[: solver.reach]
+    steps = [solver] * (len(stops) - 1) if isinstance(solver, Solver) else solver
+    reach = max((step.reach for step in steps), default=0)
+    for step, t, (s0, s1) in zip(steps, stops[1:], pairwise(places), strict=True):
+        y, node = step.step(eq, y, s0, s1, past)
+        past = (node, *past)[:reach]
         yield State(t, eq.leave(y, t), eq.spent.nfe - before)
 
 

@@ -54,7 +54,7 @@ class RungeKutta(Solver):
             c = sum(row)
             s = s1 if c == 1.0 else self.clock.between(eq, s0, s1, c)
             slopes.append(eq.jet(_advance(y, (s - s0) / c, row, slopes), s)[0])
-        return _advance(y, s1 - s0, self.weights, slopes), Node(s0, (slopes[0],))
+        return _advance(y, s1 - s0, self.weights, slopes), Node(s0, (slopes[0],), y)
 
 
 def _advance(y: Tensor, h: Scalar, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:

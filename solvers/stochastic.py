@@ -21,4 +21,4 @@ class EulerMaruyama(Solver):
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Take a step along the drift and add the noise of the interval."""
         jet = eq.jet(y, s0)
-        return along(y, s1 - s0, jet[0]) + eq.kick(y, s0, s1), Node(s0, jet)
+        return along(y, s1 - s0, jet[0]) + eq.kick(y, s0, s1), Node(s0, jet, y)

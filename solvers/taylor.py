@@ -42,7 +42,7 @@ class Taylor(LinearRule):
         slope = jet[-1]
         for k in range(self.p - 1, 0, -1):
             slope = along(jet[k - 1], h / (k + 1), slope)
-        return along(y, h, slope), Node(s0, jet)
+        return along(y, h, slope), Node(s0, jet, y)
 
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
         """Return the weights hᵏ/k! of the jet at s0, one row."""

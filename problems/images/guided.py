@@ -31,6 +31,7 @@ class InTurn(Learned):
         if not learned.network.config.classes:
             raise ValueError("guidance needs a network with classes; train one with --conditional")
         super().__init__(learned.network, head=learned.head, tariff=learned.tariff)
+        self.labels = None
 
     @property
     def positional(self) -> bool:
@@ -38,7 +39,9 @@ class InTurn(Learned):
         return True
 
     def labels_of(self, n: int) -> Tensor:
-        """Return the classes 0, 1, … in turn, (n,)."""
+        """Return the classes 0, 1, … in turn, or those of a part, (n,)."""
+        if self.labels is not None:
+            return self.labels
         device = next(self.network.parameters()).device
         return torch.arange(n, device=device) % self.network.config.classes
 

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -173,6 +173,14 @@ class Learned(Source, Problem):
         """Whether there is a label for each state."""
         return self.labels is not None and len(self.labels) > 1
 
+    def part(self, rows: Tensor, of: int) -> Self:
+        """Return the score of some states of a batch, with their labels."""
+        other = super().part(rows, of)
+        other.labels = self.labels_of(of)
+        if other.labels is not None and len(other.labels) > 1:
+            other.labels = other.labels[rows]
+        return other
+
     def labels_of(self, n: int) -> Tensor | None:
         """Return the classes of n states, (n,) or (1,); None if the network takes none."""
         return self.labels
@@ -216,6 +224,12 @@ class Distilled(Wrapper):
     def __init__(self, score: Learned, head: Head) -> None:
         super().__init__(score)
         self._learned, self._head = score, head
+
+    def part(self, rows: Tensor, of: int) -> Self:
+        """Return the same of a part of the network's states."""
+        other = super().part(rows, of)
+        other._learned = self._learned.part(rows, of)
+        return other
 
     def price(self, j: int) -> Bill:
         """One evaluation, then one call of the head."""

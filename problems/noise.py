@@ -1,0 +1,219 @@
+"""The noun *noise*: where do the random numbers of a stochastic method come from?
+
+``Brownian`` gives every sample a Brownian path of its own, which belongs to the seed and the sample's place
+and to nothing else: however long the steps, in whatever order and batch they are taken, increments over the
+same interval are the same. Runs with different steps or methods are then coupled, and strong errors make
+sense. ``Drawn`` takes numbers from a generator as they come.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from torch import Tensor
+
+from problems.series import Scalar
+
+Array = NDArray[np.float64]
+Words = NDArray[np.uint64]
+
+
+class Noise(ABC):
+    """A source of standard normal numbers, of the shape, dtype and device of given states."""
+
+    @abstractmethod
+    def over(self, like: Tensor, a: Scalar, b: Scalar) -> Tensor:
+        """Return (W(b) - W(a))/√(b - a), the normal numbers of an interval of a Brownian path W.
+
+        Parameters
+        ----------
+        like
+            States, shape (N, *event).
+        a, b
+            Ends of the interval, 0 < a < b: floats, or tensors with one number for each state.
+        """
+
+    @abstractmethod
+    def at(self, like: Tensor, place: Scalar, stream: int = 1) -> Tensor:
+        """Return numbers that belong to a place alone, independent of the path and of other places.
+
+        Parameters
+        ----------
+        like
+            States, shape (N, *event).
+        place
+            Any number; a float, or a tensor with one for each state.
+        stream
+            Distinguishes several numbers of one place, at least 1.
+        """
+
+    @abstractmethod
+    def part(self, rows: Tensor) -> Self:
+        """Return the noise of some rows of the batch."""
+
+
+class Drawn(Noise):
+    """Numbers drawn from a generator, anew at each call.
+
+    Parameters
+    ----------
+    generator
+        On the device of the states; None is torch's own.
+    """
+
+    def __init__(self, generator: torch.Generator | None = None) -> None:
+        self._generator = generator
+
+    def over(self, like: Tensor, a: Scalar, b: Scalar) -> Tensor:
+        """Draw numbers."""
+        return torch.randn(like.shape, generator=self._generator, dtype=like.dtype, device=like.device)
+
+    def at(self, like: Tensor, place: Scalar, stream: int = 1) -> Tensor:
+        """Draw numbers."""
+        return self.over(like, place, place)
+
+    def part(self, rows: Tensor) -> Self:
+        """Return itself."""
+        return self
+
+
+LOWEST, HIGHEST = -13.0, 13.0
+"""Range of ½ log w in which paths are known: noise-to-signal ratios from 2e-6 to 4e5."""
+
+DEPTH = 15
+"""Halvings of that range; the leaves are 8e-4 long."""
+
+
+class Brownian(Noise):
+    """A Brownian path W(w) for each sample, by bisection from the whole to the parts (Lévy's construction).
+
+    The value at a point is found by walking down a tree that halves the range of log w: the middle of every
+    interval is drawn from the Brownian bridge between its ends, with numbers that a counter-based generator
+    makes of the seed, the sample and the place in the tree (Salmon et al. 2011). Nothing is remembered. Steps
+    longer than a leaf have exactly the distribution of Brownian increments.
+
+    Parameters
+    ----------
+    seed
+        Seed of all paths, any integer.
+    first
+        Place of the first sample of the batch in the whole.
+    """
+
+    def __init__(self, seed: int, first: int = 0) -> None:
+        self._seed = seed % 2**64
+        self._first = first
+        self._rows: NDArray[np.int64] | None = None
+
+    def over(self, like: Tensor, a: Scalar, b: Scalar) -> Tensor:
+        """Return the numbers of the interval; see ``Noise.over``.
+
+        Raises
+        ------
+        ValueError
+            If the interval is empty or not inside the range of the paths.
+        """
+        low, high = _column(a, like), _column(b, like)
+        if not bool((low < high).all()):
+            raise ValueError("a Brownian increment needs an interval of positive length")
+        ends = [self._value(like, w) for w in (low, high)]
+        return _tensor((ends[1] - ends[0]) / np.sqrt(high - low), like)
+
+    def at(self, like: Tensor, place: Scalar, stream: int = 1) -> Tensor:
+        """Return the numbers of a place; see ``Noise.at``."""
+        bits = _column(place, like).view(np.uint64)
+        return _tensor(self._normal(like, bits[None], stream)[0], like)
+
+    def part(self, rows: Tensor) -> Self:
+        """Return the paths of some of the samples."""
+        other = copy.copy(self)
+        index = rows.cpu().numpy().astype(np.int64)
+        other._rows = index if self._rows is None else self._rows[index]
+        return other
+
+    def _value(self, like: Tensor, w: Array) -> Array:
+        """Return W(w), shape (N, event size); w has shape (1, 1) or (N, 1)."""
+        place = (0.5 * np.log(w) - LOWEST) / (HIGHEST - LOWEST)
+        if not bool(((place >= 0.0) & (place < 1.0)).all()):
+            raise ValueError("noise-to-signal ratios are outside the range in which paths are known")
+        levels = np.arange(DEPTH + 1)[:, None, None]
+        # Nodes are numbered as in a heap, whose root is 1; numbers 0 and 2^40 are the ends of the range.
+        nodes = (2.0**levels + np.floor(place * 2.0**levels)).astype(np.uint64)
+        ends = np.broadcast_to(np.array([0, 2**40], dtype=np.uint64)[:, None, None], (2, *w.shape))
+        z = self._normal(like, np.concatenate([ends, nodes]), 0)
+        log_a = np.full_like(w, LOWEST)
+        log_b = np.full_like(w, HIGHEST)
+        begin = math.exp(LOWEST) * z[0]
+        end = begin + math.sqrt(math.exp(2.0 * HIGHEST) - math.exp(2.0 * LOWEST)) * z[1]
+        for level in range(DEPTH):
+            middle = 0.5 * (log_a + log_b)
+            a, w_middle, b = (np.exp(2.0 * x) for x in (log_a, middle, log_b))
+            value = _bridge(begin, end, a, w_middle, b, z[2 + level])
+            right = place * 2.0 ** (level + 1) % 2.0 >= 1.0
+            log_a, log_b = np.where(right, middle, log_a), np.where(right, log_b, middle)
+            begin, end = np.where(right, value, begin), np.where(right, end, value)
+        return _bridge(begin, end, np.exp(2.0 * log_a), w, np.exp(2.0 * log_b), z[2 + DEPTH])
+
+    def _normal(self, like: Tensor, nodes: Words, stream: int) -> Array:
+        """Return normal numbers (K, N, event size) for nodes (K, 1 or N, 1)."""
+        n, size = len(like), like[0].numel() if len(like) else 0
+        rows = np.arange(n) if self._rows is None else self._rows
+        blocks = -(-size // 4)
+        counter = np.empty((len(nodes), n, blocks, 4), dtype=np.uint64)
+        counter[..., 0] = np.arange(blocks, dtype=np.uint64)
+        counter[..., 1] = (self._first + rows).astype(np.uint64)[:, None]
+        counter[..., 2] = nodes & 0xFFFFFFFF
+        counter[..., 3] = nodes >> np.uint64(32)
+        key = np.random.SeedSequence((self._seed, stream)).generate_state(2, np.uint32)
+        words = philox(counter, (int(key[0]), int(key[1]))).reshape(len(nodes), n, 4 * blocks)
+        normal: Array = ndtri((words[..., :size] + 0.5) / 2.0**32)
+        return normal
+
+
+def philox(counter: Words, key: tuple[int, int]) -> Words:
+    """Return the words of Philox-4x32-10, a random function of counter and key (Salmon et al. 2011).
+
+    Parameters
+    ----------
+    counter
+        Shape (..., 4), words of 32 bits in 64.
+    key
+        Two words of 32 bits.
+
+    Returns
+    -------
+    Shape (..., 4), words of 32 bits in 64.
+    """
+    mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    c0, c1, c2, c3 = (counter[..., i].copy() for i in range(4))
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1 = (p1 >> half) ^ c1 ^ np.uint64(k0), p1 & mask
+        c2, c3 = (p0 >> half) ^ c3 ^ np.uint64(k1), p0 & mask
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], axis=-1)
+
+
+def _bridge(begin: Array, end: Array, a: Array, w: Array, b: Array, z: Array) -> Array:
+    """Return the value at w of a Brownian bridge between two known ones."""
+    share = (w - a) / (b - a)
+    value: Array = begin + share * (end - begin) + np.sqrt(share * (b - w)) * z
+    return value
+
+
+def _column(value: Scalar, like: Tensor) -> Array:
+    """Return a float as (1, 1), a number for each of the states as (N, 1)."""
+    flat: Any = value.detach().cpu().double().reshape(-1, 1).numpy() if isinstance(value, Tensor) else value
+    return np.array(flat, dtype=np.float64).reshape(-1, 1)
+
+
+def _tensor(values: Array, like: Tensor) -> Tensor:
+    return torch.from_numpy(values).reshape(like.shape).to(like)
