@@ -96,8 +96,8 @@ class Brownian(Noise):
 
     The value at a point is found by walking down a tree that halves the range of log w: the middle of every
     interval is drawn from the Brownian bridge between its ends, with numbers that a counter-based generator
-    makes of the seed, the sample and the place in the tree (Salmon et al. 2011). Nothing is remembered. Steps
-    longer than a leaf have exactly the distribution of Brownian increments.
+    makes of the seed, the sample and the place in the tree (Salmon et al. 2011). Steps longer than a leaf
+    have exactly the distribution of Brownian increments.
 
     Parameters
     ----------
@@ -111,6 +111,7 @@ class Brownian(Noise):
         self._seed = seed % 2**64
         self._first = first
         self._rows: NDArray[np.int64] | None = None
+        self._last: tuple[object, Array] = None, np.empty(0)
 
     def over(self, like: Tensor, a: Scalar, b: Scalar) -> Tensor:
         """Return the numbers of the interval; see ``Noise.over``.
@@ -136,10 +137,21 @@ class Brownian(Noise):
         other = copy.copy(self)
         index = rows.cpu().numpy().astype(np.int64)
         other._rows = index if self._rows is None else self._rows[index]
+        other._last = None, np.empty(0)
         return other
 
     def _value(self, like: Tensor, w: Array) -> Array:
         """Return W(w), shape (N, event size); w has shape (1, 1) or (N, 1)."""
+        if w.size != 1:
+            return self._found(like, w)
+        # A step ends where the next one begins.
+        key = float(w[0, 0]), like.shape
+        if self._last[0] != key:
+            self._last = key, self._found(like, w)
+        return self._last[1]
+
+    def _found(self, like: Tensor, w: Array) -> Array:
+        """Return W(w) by a walk down the tree."""
         place = (0.5 * np.log(w) - LOWEST) / (HIGHEST - LOWEST)
         if not bool(((place >= 0.0) & (place < 1.0)).all()):
             raise ValueError("noise-to-signal ratios are outside the range in which paths are known")
@@ -204,8 +216,9 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
 
 def _bridge(begin: Array, end: Array, a: Array, w: Array, b: Array, z: Array) -> Array:
     """Return the value at w of a Brownian bridge between two known ones."""
-    share = (w - a) / (b - a)
-    value: Array = begin + share * (end - begin) + np.sqrt(share * (b - w)) * z
+    # A point on the edge of an interval may lie beyond it by rounding.
+    share = np.clip((w - a) / (b - a), 0.0, 1.0)
+    value: Array = begin + share * (end - begin) + np.sqrt(share * (1.0 - share) * (b - a)) * z
     return value
 
 
