@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
+from analysis.methods import ALIASES, FLOWS, FORMS, GRIDS, METHODS, Method, crossed
 from analysis.problems import DTYPES, PROBLEMS, has_head, latents, prepared
 from analysis.reference import reference
 from analysis.study import Store, package_version
@@ -61,7 +61,8 @@ def add_solvers(p: Parser, default: Sequence[str], *, heads: bool = False) -> No
         nargs="+",
         default=None if heads else list(default),
         metavar="NAME",
-        help=f"methods to compare: {', '.join(METHODS)}{usual}",
+        help=f"methods to compare: {', '.join(METHODS)}; also known as "
+        f"{', '.join(f'{alias} = {name}' for alias, name in ALIASES.items())}{usual}",
     )
 
 
@@ -134,6 +135,10 @@ class Session:
         args = argparse.Namespace(**{**vars(self.args), "problem": name})
         return replace(self, args=args, **_problem(args))
 
+    def drawn(self, samples: int, seed: int) -> Session:
+        """Return the same run on other trajectories."""
+        return replace(self, args=argparse.Namespace(**{**vars(self.args), "samples": samples, "seed": seed}))
+
     def usual(self, solvers: Sequence[str]) -> Session:
         """Return the same run with these solvers, and GENIE where there is a head, if none were chosen."""
         if self.args.solvers is not None:
@@ -142,8 +147,9 @@ class Session:
         return replace(self, args=argparse.Namespace(**{**vars(self.args), "solvers": named}))
 
     def methods(self) -> dict[str, Method]:
-        """Return the chosen methods, by name."""
-        methods = {name: named("solver", METHODS, name) for name in dict.fromkeys(self.args.solvers)}
+        """Return the chosen methods, by their names in ``METHODS``."""
+        names = dict.fromkeys(ALIASES.get(name, name) for name in self.args.solvers)
+        methods = {name: named("solver", METHODS, name) for name in names}
         for name, method in methods.items():
             try:
                 method.form.make(self.problem, None)

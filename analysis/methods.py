@@ -20,6 +20,7 @@ from problems import (
     AnalyticFirst,
     Form,
     Ideal,
+    Localization,
     Model,
     Preconditioned,
     ProbabilityFlow,
@@ -32,20 +33,36 @@ from problems.schedule import Schedule
 from problems.score import Bill, Push, Tariff
 from problems.series import Series
 from solvers import (
+    RK3,
     RK4,
     RK45,
     Adams,
+    AdaptiveSDE,
+    Ancestral,
+    Churn,
+    Corrected,
+    DPMSolver3M,
     EulerMaruyama,
     Exact,
+    ExponentialTaylor,
     Heun,
+    Heun3,
     Index,
+    LangevinCorrector,
     LogSNR,
+    Maruyama,
     Midpoint,
     Own,
+    Pairs,
+    PlainLogSNR,
+    Ralston,
+    ReverseDiffusion,
     RungeKutta,
+    SingleStep,
     Solver,
     Taylor,
     Time,
+    VariableIPNDM,
     final,
     march,
 )
@@ -113,6 +130,7 @@ FORMS = {
             "ideal-pf", lambda score, noise: ProbabilityFlow(Ideal(score), noise), variable="t", exact=False
         ),
         Coordinates("sde", ReverseSDE, random=True),
+        Coordinates("localization", Localization, random=True),
     )
 }
 """The forms by name; the deterministic ones without tricks are crossed with every solver."""
@@ -166,7 +184,7 @@ class Method:
     def parts(self) -> tuple[object, ...]:
         """What determines the method's results; see ``study.Cell``."""
         makers = (inspect.getsource(f) for f in (self.form.make, self.grid.times))
-        return (repr(self), *makers, self.solver, Form, AnalyticFirst, Series, march, power)
+        return (repr(self), *makers, self.solver, *self.last, Form, AnalyticFirst, Series, march, power)
 
     @property
     def random(self) -> bool:
@@ -175,25 +193,23 @@ class Method:
 
     @property
     def order(self) -> int:
-        """Order of global convergence of the combination, which ``analysis.orders`` certifies.
+        """The order of convergence on this form and grid, which ``analysis.orders`` certifies.
 
-        That of the solver, but for three things that forms and grids do. Derivatives that are not exact
-        leave order 1. Multistep methods on the bare step index have constant weights: where the steps are
-        equal in the variable of the form these are the right ones, so that nothing limits the order; where
-        neighbouring steps stay unequal they are wrong by a constant factor, and only order 1 is left.
+        That of the solver, but for four things that forms, grids and last steps do. Derivatives that are not
+        exact leave order 1. Weights for equal steps are wrong where neighbouring steps stay unequal, and
+        right where they are equal in the variable of the form, so that there nothing limits the order. One
+        last step of a lower local order is felt.
         """
         solver = self.solver
-        if not self.form.exact and isinstance(solver, Taylor | Adams) and solver.p > 1:
-            return 1
-        if isinstance(solver, Adams) and isinstance(solver.clock, Index) and solver.k > 1:
-            if not self.grid.smooth:
-                return 1
-            if self.grid.variable is not None and self.grid.variable == self.form.variable:
-                start = solver.start
-                if isinstance(start, RungeKutta):
-                    start = replace(start, clock=Own())
-                return replace(solver, clock=Own(), start=start).order
-        return solver.order
+        if not self.form.exact and solver.p > 1:
+            order = 1
+        elif not self.grid.smooth:
+            order = solver.rough_order
+        elif self.grid.variable is not None and self.grid.variable == self.form.variable:
+            order = _on_equal_steps(solver).order
+        else:
+            order = solver.order
+        return min(order, *(last.local_order for last in self.last)) if self.last else order
 
     def solvers(self, steps: int) -> list[Solver]:
         """Return how each of so many steps is taken."""
@@ -309,6 +325,24 @@ class _Rehearsal(Source):
         return torch.zeros_like
 
 
+def _on_equal_steps(solver: Solver) -> Solver:
+    """Return what a method on the bare step index is where steps are equal in the variable of the form."""
+    if isinstance(solver, Adams) and isinstance(solver.clock, Index):
+        start = solver.start
+        if isinstance(start, RungeKutta):
+            start = replace(start, clock=Own())
+        return replace(solver, clock=Own(), start=start)
+    return solver
+
+
+_B1, _B2 = Pairs(PlainLogSNR()), Pairs()
+
+
+def _unipc(order: int, clock: Pairs = _B2, q: int = 0) -> Corrected:
+    """Return UniPC: predictor and corrector of one order, unless the corrector is to have another."""
+    return Corrected(Adams(order, clock=clock), q or order, clock)
+
+
 FAMILIES = {
     "taylor": {
         "ddim": Method(Taylor(1)),
@@ -323,17 +357,26 @@ FAMILIES = {
     "runge-kutta": {
         "heun": Method(Heun()),
         "midpoint": Method(Midpoint()),
+        "ralston": Method(Ralston()),
+        "rk3": Method(RK3()),
+        "heun3": Method(Heun3()),
         "rk4": Method(RK4()),
     },
     # Linear multistep methods. DEIS counts the degree of its polynomial, and starts with the lower degrees.
     "multistep": {
         "s-pndm": Method(Adams(2, clock=Index(), start=Heun())),
         "f-pndm": Method(Adams(4, clock=Index(), start=RK4(Time()))),
+        "ipndm": Method(Adams(4, clock=Index())),
+        "ipndm-v": Method(VariableIPNDM()),
+        "fon": Method(Adams(4, start=RK4()), FORMS["pf"], GRIDS["linear"]),
         "ab2": Method(Adams(2)),
         "ab3": Method(Adams(3, start=Heun())),
         "ab4": Method(Adams(4, start=RK4())),
-        # With derivatives: what TTM-2 costs per step, at twice its order.
+        "lms": Method(Adams(4)),
+        "rho-deis2": Method(Adams(3)),
+        # With derivatives: "adams22" costs per step what TTM-2 costs, at twice its order.
         "adams22": Method(Adams(2, 2, start=Taylor(3))),
+        "adams32": Method(Adams(3, 2, start=Taylor(5))),
         "tab-deis1": Method(Adams(2, clock=Exact(Time()))),
         "tab-deis2": Method(Adams(3, clock=Exact(Time()))),
         "tab-deis3": Method(Adams(4, clock=Exact(Time()))),
@@ -341,13 +384,47 @@ FAMILIES = {
     # Exponential integrators: polynomials in the log-SNR.
     "exponential": {
         "dpm-solver-2": Method(Midpoint(LogSNR())),
+        "dpm-solver-3": Method(SingleStep((1 / 3, 2 / 3), Exact(LogSNR()))),
+        "dpm-solver-2m": Method(Adams(2, clock=LogSNR())),
+        "dpm-solver-3m": Method(DPMSolver3M()),
+        "dpm-solver++2s": Method(SingleStep(), FORMS["data"]),
+        "dpm-solver++3s": Method(SingleStep((1 / 3, 2 / 3), Exact(LogSNR())), FORMS["data"]),
         "dpm-solver++2m": Method(Adams(2, clock=LogSNR()), FORMS["data"]),
+        "dpm-solver++2m-lower": Method(Adams(2, clock=LogSNR()), FORMS["data"], last=(Taylor(1),)),
+        "dpm-solver++3m": Method(DPMSolver3M(), FORMS["data"]),
+        # What DPM-Solver++(3M) was meant to be, with a start that does not hold it back.
+        "dpm-solver++3m-exact": Method(Adams(3, clock=Exact(LogSNR()), start=SingleStep()), FORMS["data"]),
+        "log-deis1": Method(Adams(2, clock=Exact(LogSNR()))),
+        "log-deis2": Method(Adams(3, clock=Exact(LogSNR()))),
+        "log-deis3": Method(Adams(4, clock=Exact(LogSNR()))),
+        "exp-ttm2": Method(ExponentialTaylor(2)),
+        "exp-ttm3": Method(ExponentialTaylor(3)),
+    },
+    # UniPC with B₂(h) = e^h - 1, the usual one, and with B₁(h) = h.
+    "predictor-corrector": {
+        "unipc1": Method(Corrected(Taylor(1)), FORMS["data"]),
+        "unipc2": Method(_unipc(2), FORMS["data"]),
+        "unipc3": Method(_unipc(3), FORMS["data"]),
+        "unipc2-b1": Method(_unipc(2, _B1), FORMS["data"]),
+        "unipc3-b1": Method(_unipc(3, _B1), FORMS["data"]),
+        "unipc3-lower": Method(_unipc(3), FORMS["data"], last=(_unipc(2, q=3), _unipc(1, q=2))),
     },
     "adaptive": {
         "rk45": Method(RK45(), FORMS["pf"]),
     },
     "stochastic": {
         "euler-maruyama": Method(EulerMaruyama(), FORMS["sde"]),
+        "adaptive-sde": Method(AdaptiveSDE(), FORMS["sde"]),
+        "ddpm": Method(EulerMaruyama(), FORMS["localization"]),
+        "sde-dpm-solver++2m": Method(Maruyama(Adams(2, clock=LogSNR())), FORMS["localization"]),
+        "sde-dpm-solver++3m": Method(Maruyama(DPMSolver3M()), FORMS["localization"]),
+        # With the quadratic term that was meant.
+        "sde-adams3": Method(Maruyama(Adams(3, clock=Exact(LogSNR()))), FORMS["localization"]),
+        "ddim-eta0.5": Method(Ancestral(eta=0.5)),
+        "ddpm-beta": Method(ReverseDiffusion()),
+        "dpm2-ancestral": Method(Ancestral(Midpoint(LogSNR()))),
+        "edm-churn": Method(Churn(Heun())),
+        "vesde-pc": Method(LangevinCorrector()),
     },
 }
 """The methods by family, as the pages of ``docs/methods`` present them."""
@@ -355,8 +432,25 @@ FAMILIES = {
 METHODS = {name: method for family in FAMILIES.values() for name, method in family.items()}
 """Every method of the suite by the name it is called by."""
 
-ALIASES: dict[str, str] = {}
-"""Other names of the same methods."""
+ALIASES = {
+    "dpm-solver-1": "ddim",
+    "dpm-solver++1": "ddim",
+    "gddim": "ddim",
+    "tab-deis0": "ddim",
+    "rho-deis0": "ddim",
+    "log-deis0": "ddim",
+    "euler": "ddim",
+    "ttm1": "ddim",
+    "edm": "heun",
+    "dpm2": "dpm-solver-2",
+    "rho-deis1": "ab2",
+    "rho-deis3": "lms",
+    "rho-ab1": "ab2",
+    "rho-ab2": "rho-deis2",
+    "rho-ab3": "lms",
+    "unip2": "dpm-solver++2m",
+}
+"""Other names of the same methods; of DPM-Solver++1, on the data form, to rounding."""
 
 
 def crossed(

@@ -2,34 +2,62 @@
 
 from solvers.adams import Adams
 from solvers.adaptive import RK45
+from solvers.adaptive_sde import AdaptiveSDE
+from solvers.as_published import DPMSolver3M, VariableIPNDM
 from solvers.clock import Clock, Exact, Index, LogSNR, Own, Time
+from solvers.exponential import ExponentialTaylor
 from solvers.interface import Equation, LinearRule, Node, Past, Solver
 from solvers.march import State, final, march
-from solvers.runge_kutta import RK4, Heun, Midpoint, RungeKutta
-from solvers.stochastic import EulerMaruyama
+from solvers.predictor_corrector import Corrected, Pairs, PlainLogSNR
+from solvers.runge_kutta import RK3, RK4, Heun, Heun3, Midpoint, Ralston, RungeKutta
+from solvers.single_step import SingleStep
+from solvers.stochastic import (
+    Ancestral,
+    Churn,
+    EulerMaruyama,
+    LangevinCorrector,
+    Maruyama,
+    ReverseDiffusion,
+)
 from solvers.taylor import Taylor
 
 __all__ = [
+    "RK3",
     "RK4",
     "RK45",
     "Adams",
+    "AdaptiveSDE",
+    "Ancestral",
+    "Churn",
     "Clock",
+    "Corrected",
+    "DPMSolver3M",
     "Equation",
     "EulerMaruyama",
     "Exact",
+    "ExponentialTaylor",
     "Heun",
+    "Heun3",
     "Index",
+    "LangevinCorrector",
     "LinearRule",
     "LogSNR",
+    "Maruyama",
     "Midpoint",
     "Node",
     "Own",
+    "Pairs",
     "Past",
+    "PlainLogSNR",
+    "Ralston",
+    "ReverseDiffusion",
     "RungeKutta",
+    "SingleStep",
     "Solver",
     "State",
     "Taylor",
     "Time",
+    "VariableIPNDM",
     "final",
     "march",
 ]

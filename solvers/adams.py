@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solvers.clock import Clock, Own, as_float, hermite_weights
+from solvers.clock import Clock, Index, Own, as_float, hermite_weights
 from solvers.interface import Equation, LinearRule, Node, Past, Scalar, Solver, along
 
 
@@ -51,13 +51,24 @@ class Adams(LinearRule):
     @property
     def order(self) -> int:
         """k p where the clock allows it and the starting steps are accurate enough."""
-        starting = self.k * self.p if self.k == 1 else (self.start.order if self.start else self.p) + 1
-        return min(self.local_order - 1, starting)
+        return min(self.local_order - 1, self.starting_order)
 
     @property
     def local_order(self) -> int:
         """One more than k p where the clock allows it."""
         return int(min(self.k * self.p, self.clock.limit)) + 1
+
+    @property
+    def starting_order(self) -> int:
+        """That of the starting method, or of the first step with a single node."""
+        if self.k == 1:
+            return self.local_order
+        return min(self.start.local_order, self.start.starting_order) if self.start else self.p + 1
+
+    @property
+    def rough_order(self) -> int:
+        """1 on the bare step index, where weights for equal steps are wrong by a constant factor."""
+        return 1 if isinstance(self.clock, Index) and self.k > 1 else self.order
 
     @property
     def reach(self) -> int:

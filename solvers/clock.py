@@ -23,15 +23,15 @@ from solvers.interface import Equation, Scalar
 
 
 @cache
-def _gauss(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Nodes and weights of the Gauss–Legendre rule on [0, 1]."""
+def gauss(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the nodes and the weights of the Gauss–Legendre rule on [0, 1]."""
     nodes, weights = np.polynomial.legendre.leggauss(n)
     return tuple((0.5 + 0.5 * nodes).tolist()), tuple((0.5 * weights).tolist())
 
 
 def _uniform(data: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the rule for the uniform measure of a step, exact for polynomials through ``data`` data."""
-    return _gauss(data // 2 + 1)
+    return gauss(data // 2 + 1)
 
 
 class Measure(NamedTuple):
@@ -92,7 +92,7 @@ class Index(Clock):
 
 
 class Variable(Clock):
-    """A clock that is a smooth function of s, believed wholly."""
+    """A clock that is a smooth function of s, so that places between two of its readings exist."""
 
     @abstractmethod
     def read(self, eq: Equation, s: float) -> float:
@@ -163,7 +163,7 @@ class LogSNR(Variable):
 
 
 @dataclass(frozen=True)
-class Exact(Clock):
+class Exact(Variable):
     """Extrapolate in another clock, but integrate over s exactly (DEIS, Zhang & Chen 2023): full order.
 
     Parameters
@@ -179,20 +179,28 @@ class Exact(Clock):
         """Unlimited."""
         return math.inf
 
+    def read(self, eq: Equation, s: float) -> float:
+        """Return the reading of that clock."""
+        return self.clock.read(eq, s)
+
+    def place(self, eq: Equation, reading: float) -> float:
+        """Return the s at which that clock shows ``reading``."""
+        return self.clock.place(eq, reading)
+
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
         """Quadrature over log s (over s where the step reaches 0 or below), read on the clock."""
-        s0, (fractions, gauss) = nodes[0], _gauss(48)
+        s0, (fractions, shares) = nodes[0], gauss(48)
         if min(s0, s1) > 0.0:
             ratio = math.log(s1 / s0)
             places = [s0 * math.exp(ratio * f) for f in fractions]
-            weights = [ratio * s / (s1 - s0) * w for s, w in zip(places, gauss, strict=True)]
+            weights = [ratio * s / (s1 - s0) * w for s, w in zip(places, shares, strict=True)]
         else:
             places = [s0 + (s1 - s0) * f for f in fractions]
-            weights = list(gauss)
-        u0 = self.clock.read(eq, s0)
-        length = self.clock.read(eq, s1) - u0
-        on_clock = tuple((self.clock.read(eq, s) - u0) / length for s in places)
-        readings = tuple((self.clock.read(eq, s) - u0) / length for s in nodes)
+            weights = list(shares)
+        u0 = self.read(eq, s0)
+        length = self.read(eq, s1) - u0
+        on_clock = tuple((self.read(eq, s) - u0) / length for s in places)
+        readings = tuple((self.read(eq, s) - u0) / length for s in nodes)
         return Measure(on_clock, tuple(weights), readings)
 
 

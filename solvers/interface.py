@@ -18,7 +18,14 @@ Scalar = float | Tensor
 
 
 class Schedule(Protocol):
-    """What grids and clocks need to know of a noise schedule."""
+    """What grids, clocks and methods that add noise need to know of a noise schedule."""
+
+    @property
+    def start(self) -> float:
+        """The time at which sampling starts, beyond which the model is not known."""
+
+    def alpha(self, t: Any) -> Any:
+        """Return the signal coefficient α at time t."""
 
     def gamma(self, t: Any) -> Any:
         """Return the noise-to-signal ratio σ/α at time t."""
@@ -41,8 +48,14 @@ class Equation(Protocol):
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return (f, df/ds, …), ``order`` entries: the derivatives of the solution through (y, s)."""
 
+    def eps(self, y: Tensor, s: Scalar) -> Tensor:
+        """Return the noise ε that the model sees in the state."""
+
+    def spread(self, s: Scalar) -> Scalar:
+        """Return g(s), with which a Brownian path in s enters y; zero for an ODE."""
+
     def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return the noise that the equation adds to y over [s0, s1]; zero for an ODE."""
+        """Return the noise g(s0) √|s1 - s0| z that the equation adds to y over [s0, s1]; zero for an ODE."""
 
     def normal(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
         """Return standard normal numbers of the interval [s0, s1], increments of a Brownian path."""
@@ -112,6 +125,21 @@ class Solver(ABC):
     def local_order(self) -> int:
         """Order of the error of a step from exact states: one more, unless the start holds a method back."""
         return self.order + 1
+
+    @property
+    def starting_order(self) -> int:
+        """Order of the error of the least accurate step while the past is too short."""
+        return self.local_order
+
+    @property
+    def rough_order(self) -> int:
+        """Order of global convergence where neighbouring steps stay unequal, however many there are."""
+        return self.order
+
+    @property
+    def p(self) -> int:
+        """How many derivatives the method asks for at the begin of a step."""
+        return 1
 
     @property
     def reach(self) -> int:

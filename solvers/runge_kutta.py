@@ -44,8 +44,8 @@ class RungeKutta(Solver):
 
     @property
     def order(self) -> int:
-        """The order of the tableau, where the clock allows it."""
-        return int(min(self.classical_order, self.clock.limit))
+        """The order of the tableau; at most 2 on a foreign clock."""
+        return self.classical_order if isinstance(self.clock, Own) else min(self.classical_order, 2)
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Evaluate the stages and combine them; the node remembered is the first stage."""
@@ -80,6 +80,33 @@ class Midpoint(RungeKutta):
     stages = ((0.5,),)
     weights = (0.0, 1.0)
     classical_order = 2
+
+
+@dataclass(frozen=True)
+class Ralston(RungeKutta):
+    """Ralston's method, of the smallest error bound with two stages; order 2, two evaluations."""
+
+    stages = ((2 / 3,),)
+    weights = (1 / 4, 3 / 4)
+    classical_order = 2
+
+
+@dataclass(frozen=True)
+class RK3(RungeKutta):
+    """Kutta's third-order method; three evaluations."""
+
+    stages = ((0.5,), (-1.0, 2.0))
+    weights = (1 / 6, 2 / 3, 1 / 6)
+    classical_order = 3
+
+
+@dataclass(frozen=True)
+class Heun3(RungeKutta):
+    """Heun's third-order method; three evaluations."""
+
+    stages = ((1 / 3,), (0.0, 2 / 3))
+    weights = (1 / 4, 0.0, 3 / 4)
+    classical_order = 3
 
 
 @dataclass(frozen=True)
