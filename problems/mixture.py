@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from problems.posterior import Variance
 from problems.schedule import VP, Schedule
 from problems.score import Problem, Push, Source, align, like
 from problems.series import Exponential, Scalar, Series
@@ -29,12 +30,15 @@ class _Components(Protocol):
     """The part of a mixture that depends on the kind of covariance; states are flat, shape (N, D)."""
 
     std: float
+    log_weights: Tensor
 
     def expand(self, gamma: Series, like: Tensor) -> Push: ...
 
     def follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]: ...
 
     def log_densities(self, xbar: Tensor, gamma: Scalar) -> Tensor: ...
+
+    def posterior_variance(self, xbar: Tensor, gamma: Scalar) -> Tensor: ...
 
     def perturb(self, index: Tensor, normal: Tensor) -> Tensor: ...
 
@@ -172,6 +176,16 @@ class _Shared:
         square = torch.cdist(xbar, self.means.to(xbar), compute_mode="donot_use_mm_for_euclid_dist").square()
         dimension = xbar.shape[-1]
         return -0.5 * (square / variance + dimension * torch.log(2.0 * math.pi * variance))
+
+    def posterior_variance(self, xbar: Tensor, gamma: Scalar) -> Tensor:
+        # Of each component s²γ²/v with v = s² + γ², and of their posterior means (γ²/v)² Var_r(m). The
+        # means are taken relative to their centre, so that the difference is one of small numbers.
+        square = torch.as_tensor(gamma * gamma, dtype=torch.float64).to(xbar)
+        variance = self.std**2 + square
+        r = _shares(self, xbar, gamma)
+        means = (self.means - self.means.mean(0)).to(xbar)
+        spread = (r @ means.square() - (r @ means).square()).clamp(min=0.0)
+        return self.std**2 * square / variance + (square / variance).square() * spread
 
     def perturb(self, index: Tensor, normal: Tensor) -> Tensor:
         return self.std * normal
@@ -320,6 +334,24 @@ class _Separate:
         z = self._rotate(xbar) - self._rotate_means().to(xbar)
         return -0.5 * (z.square() / variances + torch.log(2.0 * math.pi * variances)).sum(-1)
 
+    def posterior_variance(self, xbar: Tensor, gamma: Scalar) -> Tensor:
+        # Of each component γ² Uₖ Λₖ Vₖ⁻¹ Uₖᵀ, and of their posterior means mₖ + Uₖ Λₖ Vₖ⁻¹ Uₖᵀ (x̄ - mₖ).
+        square = torch.as_tensor(gamma * gamma, dtype=torch.float64).to(xbar)
+        square = square[:, None] if square.ndim == 2 else square
+        variances = self.variances.to(xbar)
+        gain = variances / (variances + square)
+        r = _shares(self, xbar, gamma)[..., None]
+        pulled = gain * (self._rotate(xbar) - self._rotate_means().to(xbar))
+        if self.axes is None:
+            own = gain
+        else:
+            axes = self.axes.to(xbar)
+            pulled = torch.einsum("nke,kde->nkd", pulled, axes)
+            own = torch.einsum("...ke,kde->...kd", gain, axes.square())
+        means = self.means.to(xbar) + pulled
+        centred = means - (r * means).sum(1, keepdim=True)
+        return (r * (square * own + centred.square())).sum(1)
+
     def perturb(self, index: Tensor, normal: Tensor) -> Tensor:
         scaled = self.variances.to(normal)[index].sqrt() * normal
         return (
@@ -335,6 +367,11 @@ class _Separate:
     def to(self, like: Tensor) -> _Separate:
         axes = None if self.axes is None else self.axes.to(like)
         return _Separate(self.means.to(like), self.variances.to(like), axes, self.log_weights.to(like))
+
+
+def _shares(components: _Components, xbar: Tensor, gamma: Scalar) -> Tensor:
+    """Return the responsibilities rₖ of the components for states, (N, K)."""
+    return torch.softmax(components.log_densities(xbar, gamma) + components.log_weights.to(xbar), -1)
 
 
 def convolve_states(scalars: Series, states: list[Tensor], j: int, total: Tensor | None = None) -> Tensor:
@@ -544,6 +581,16 @@ class Mixture(Source, Problem):
         terms = self._components.log_densities(flat, _column(gamma, batch)) + log_weights
         jacobian = torch.as_tensor(_column(alpha, batch), dtype=torch.float64).to(x).log().reshape(-1)
         return (torch.logsumexp(terms, -1) - flat.shape[-1] * jacobian).reshape(batch)
+
+    @property
+    def posterior_variance(self) -> Variance:
+        """The diagonal of Cov(x₀ | x̄) = Σ rₖ [Cₖ + (μₖ - μ̄)(μₖ - μ̄)ᵀ], μₖ and Cₖ those of component k."""
+
+        def variance(xbar: Tensor, gamma: Scalar) -> Tensor:
+            column = _column(gamma, self._batch(xbar))
+            return self._components.posterior_variance(self._flatten(xbar), column).reshape(xbar.shape)
+
+        return variance
 
     def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` exact samples of p_t, shape (n, *event); t = None is the data distribution."""

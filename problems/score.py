@@ -9,6 +9,7 @@ and no analysis ever counts.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -19,6 +20,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from problems.posterior import Average, Variance
 from problems.schedule import Schedule
 from problems.series import Scalar, Series, convolve
 
@@ -133,6 +135,28 @@ class Model(ABC):
             If it has none.
         """
         raise ValueError(f"{type(self).__name__} has no distilled head")
+
+    @property
+    def posterior_variance(self) -> Variance:
+        """The variances of the coordinates of x₀ given a state, exactly; not billed.
+
+        Raises
+        ------
+        ValueError
+            If they are not known.
+        """
+        raise ValueError(f"{type(self).__name__} does not know the covariance of the data given a state")
+
+    @property
+    def average_variance(self) -> Variance:
+        """The average of these variances over the coordinates and the states of one noise level; not billed.
+
+        Raises
+        ------
+        ValueError
+            If there are no data to estimate it from.
+        """
+        raise ValueError(f"{type(self).__name__} has no data to average over")
 
     @property
     def positional(self) -> bool:
@@ -280,6 +304,19 @@ class Problem(Model):
     @abstractmethod
     def to(self, like: Tensor) -> Self:
         """Return the same problem in the dtype and on the device of a tensor, with a bill of its own."""
+
+    @functools.cached_property
+    def average_variance(self) -> Variance:
+        """The average variance of x₀ given a state, estimated from samples; see ``Average``.
+
+        Raises
+        ------
+        ValueError
+            If each state has a score of its own, so that there is no one distribution to average over.
+        """
+        if self.positional:
+            raise ValueError("each state has a score of its own, and no samples to average over belong to it")
+        return Average(self)
 
     @property
     def tariff(self) -> Tariff:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from problems.posterior import Variance
 from problems.schedule import VP, Schedule
 from problems.score import Problem, Push, Source, align, like
 from problems.series import Scalar, Series, convolve, sqrt
@@ -41,6 +42,16 @@ class Gaussian(Source, Problem):
     def event_shape(self) -> torch.Size:
         """Shape of one sample."""
         return self.mean.shape
+
+    @property
+    def posterior_variance(self) -> Variance:
+        """Return s²γ²/(s² + γ²)."""
+
+        def variance(xbar: Tensor, gamma: Scalar) -> Tensor:
+            square = torch.as_tensor(gamma, dtype=torch.float64).square()
+            return (self.std**2 * square / (self.std**2 + square)).to(xbar)
+
+        return variance
 
     def _expand(self, gamma: Series) -> Push:
         gain = gamma / (self.std**2 + gamma * gamma)

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from problems.posterior import Variance
 from problems.score import Bill, Model, Push
 from problems.series import Scalar, Series, convolve
 
@@ -26,6 +27,16 @@ class Wrapper(Model):
     def component_std(self) -> float:
         """That of the wrapped model."""
         return self.score.component_std
+
+    @property
+    def posterior_variance(self) -> Variance:
+        """That of the wrapped model."""
+        return self.score.posterior_variance
+
+    @property
+    def average_variance(self) -> Variance:
+        """That of the wrapped model."""
+        return self.score.average_variance
 
     @property
     def jet_order(self) -> int:
