@@ -1,6 +1,6 @@
 """What is solved: noise schedules, score models with exact derivatives, and the forms of their flow."""
 
-from problems.forms import DDIM, Flow, Form, Preconditioned, ProbabilityFlow, ReverseSDE
+from problems.forms import DDIM, Flow, Form, Localization, Preconditioned, ProbabilityFlow, ReverseSDE
 from problems.makers import digits, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
 from problems.mixture import Mixture
 from problems.noise import Brownian, Drawn, Noise
@@ -27,6 +27,7 @@ __all__ = [
     "Guided",
     "GuidedHeads",
     "Ideal",
+    "Localization",
     "Mixture",
     "Model",
     "Noise",

@@ -67,9 +67,23 @@ class Form(ABC):
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return (f, df/ds, …), ``order`` entries: the derivatives of the solution through (y, s)."""
 
+    def eps(self, y: Tensor, s: Scalar) -> Tensor:
+        """Return the noise ε that the model sees in the state."""
+        t = align(self.t(s), y)
+        return self.score(self.leave(y, t), t)
+
+    def spread(self, s: Scalar) -> Scalar:
+        """Return g(s), with which a Brownian path in s enters y; zero for an ODE."""
+        return 0.0
+
     def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return the noise that the equation adds to y over [s0, s1]; zero for an ODE."""
-        return torch.zeros_like(y)
+        """Return the noise g(s0) √|s1 - s0| z that the equation adds to y over [s0, s1]; zero for an ODE."""
+        g = self.spread(align(s0, y))
+        if isinstance(g, float) and g == 0.0:
+            return torch.zeros_like(y)
+        h = align(s1 - s0, y)
+        root = h.abs().sqrt() if isinstance(h, Tensor) else math.sqrt(abs(h))
+        return like(g * root, y) * self.normal(y, s0, s1)
 
     def normal(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
         """Return standard normal numbers of the interval [s0, s1], increments of a Brownian path.
@@ -268,10 +282,54 @@ class ReverseSDE(Form):
         pull = self.schedule.diffusion(t) / self.schedule.sigma(t)
         return (like(self.schedule.drift(t), y) * y + like(pull, y) * eps,)
 
-    def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return √(g²(s0) (s0 - s1)) z with z standard normal; time runs backwards, s1 < s0."""
-        variance: Scalar = self.schedule.diffusion(align(s0, y)) * align(s0 - s1, y)
-        return like(sqrt(variance), y) * self.normal(y, s0, s1)
+    def spread(self, s: Scalar) -> Scalar:
+        """Return g(t)."""
+        return sqrt(self.schedule.diffusion(s))
+
+
+class Localization(Form):
+    """The generative SDE as stochastic localization, dy = x̂₀ dw + dW(w): y = x̄/γ², w = 1/γ² (Montanari 2023).
+
+    All that is linear is gone from it: x̂₀, the denoised state, is the whole drift, and the noise is plain
+    Brownian motion. Its Euler–Maruyama method is the ancestral sampling of DDPM with the posterior variance,
+    its Adams methods are those of SDE-DPM-Solver++.
+    """
+
+    def s(self, t: T) -> T:
+        """Return w = 1/γ²."""
+        gamma = self.schedule.gamma(t)
+        return 1.0 / (gamma * gamma)
+
+    def t(self, s: T) -> T:
+        """Return the time at which γ is 1/√w."""
+        return self.schedule.time(1.0 / sqrt(s))
+
+    def enter(self, x: Tensor, t: Scalar) -> Tensor:
+        """Return y = x/(α γ²)."""
+        t = align(t, x)
+        return x * like(self.s(t) / self.schedule.alpha(t), x)
+
+    def leave(self, y: Tensor, t: Scalar) -> Tensor:
+        """Return x = α γ² y."""
+        t = align(t, y)
+        return y * like(self.schedule.alpha(t) / self.s(t), y)
+
+    def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return the denoised state x̂₀ = x̄ - γ ε.
+
+        Raises
+        ------
+        ValueError
+            If a derivative is asked for: the paths of an SDE have none.
+        """
+        if order > 1:
+            raise ValueError("the reverse SDE has no derivatives along its path")
+        u = sqrt(align(s, y))
+        return Preconditioned(self.score).jet(y / like(u, y), u)
+
+    def spread(self, s: Scalar) -> Scalar:
+        """Return 1."""
+        return 1.0
 
 
 def _all_below(a: Scalar, b: Scalar) -> bool:
