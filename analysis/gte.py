@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from analysis import plots, tables
 from analysis.cli import Session, add_factors, add_solvers, main, parser
-from analysis.features import Features, classifier
+from analysis.ends import Ends
 from analysis.methods import METHODS
-from analysis.reference import reference
 from analysis.rows import (
     BUDGETS,
     WHOLE,
@@ -35,13 +30,13 @@ from analysis.rows import (
     interval_of,
     plan,
     reasons,
+    tariff,
     varying,
     wide,
     word,
 )
 from analysis.statistics import Bootstrap, Interval, medians, share
-from analysis.study import Cell, run
-from problems import Mixture, Tariff, denoise
+from problems import Mixture, Tariff
 from problems.console import Parser
 
 DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "tab-deis2", "adams22", "rk45")
@@ -68,52 +63,12 @@ def arguments() -> Parser:
 def experiment(session: Session) -> Sequence[Path]:
     """Measure, then write tables and figure."""
     args, problem = session.args, session.problem
-    start, stop = problem.schedule.start, problem.schedule.stop
+    stop = problem.schedule.stop
     budgets = args.steps or args.nfe or ((*BUDGETS, 50) if args.encode else BUDGETS)
     rows = plan(session, budgets, encode=args.encode)
 
-    @cache
-    def begin() -> Tensor:
-        """Return latents or, to encode, exact samples of p_{t_cut}."""
-        if args.encode:
-            return problem.sample(args.samples, stop, torch.Generator().manual_seed(args.seed))
-        return session.latents()
-
-    @cache
-    def exact() -> tuple[Tensor, float]:
-        """Return the states to which methods should come, and the error in them."""
-        if args.encode:
-            return begin(), 0.0
-        solution = reference(problem, begin(), (start, stop))
-        return solution.x[-1], solution.error
-
-    @cache
-    def target(denoised: bool) -> Tensor:
-        return denoise(problem, exact()[0], stop) if denoised else exact()[0]
-
-    @cache
-    def seen() -> Features | None:
-        return classifier(problem)
-
-    def measure(row: Row) -> dict[str, Any]:
-        arrays = end_point(session, row, begin(), target(row.method.denoise), seen())
-        return {**arrays, "reference_error": np.array(exact()[1])}
-
     measured = [i for i, row in enumerate(rows) if not row.note]
-    cells = [
-        Cell(
-            {
-                **session.config,
-                **rows[i].factors,
-                "steps": rows[i].steps,
-                "encode_steps": rows[i].encode_steps,
-            },
-            (*rows[i].method.parts, *session.parts, end_point),
-            partial(measure, rows[i]),
-        )
-        for i in measured
-    ]
-    results = run("gte", cells, session.store, fresh=args.fresh)
+    results = Ends(session, args.encode).measured([rows[i] for i in measured])
 
     errors = np.stack([r.arrays["error"] for r in results])
     bootstrap = Bootstrap(args.samples)
@@ -148,53 +103,8 @@ def experiment(session: Session) -> Sequence[Path]:
     # A denoised state is one at γ = 0, where α = 1.
     table["error_xbar"] = table["error"] / np.where(table["denoise"], 1.0, problem.schedule.alpha(stop))
 
-    report(table, f"{unit}_budget", args.encode, problem.tariff)
+    report(table, f"{unit}_budget", args.encode, tariff(problem))
     return session.save(table, draw(table, session))
-
-
-def end_point(
-    session: Session, row: Row, begin: Tensor, target: Tensor, features: Features | None
-) -> dict[str, Any]:
-    """Measure one row: how far from where it should be each trajectory ends, in data space.
-
-    Parameters
-    ----------
-    session
-        The run.
-    row
-        What to measure.
-    begin
-        The states to begin with: latents, or the states to be encoded; (samples, *event), float64.
-    target
-        The states to end at, of the same shape.
-    features
-        Features of images, in which errors are measured too.
-
-    Returns
-    -------
-    Arrays by name: the L2 errors (samples,), the bill, the errors in features and, on a mixture, whether the
-    trajectory ends nearest to another component than the exact one does (samples,).
-    """
-    score, schedule = session.working, session.problem.schedule
-    x, before = session.cast(begin), score.spent
-    if row.encode_steps:
-        x = row.method.encode(score, row.encode_steps, x)
-    there = score.spent - before
-    x = row.method.sample(score, row.steps, x, session.noise())
-    back = score.spent - before - there
-    x = x.double().cpu()
-    arrays: dict[str, Any] = {
-        "error": (x - target).flatten(1).norm(dim=1).numpy(),
-        "encode_nfe": there.nfe,
-        **asdict(back),
-    }
-    if features is not None:
-        arrays["feature_error"] = (features.of(x) - features.of(target)).norm(dim=1).numpy()
-    if isinstance(session.problem, Mixture):
-        alpha = 1.0 if row.method.denoise else schedule.alpha(schedule.stop)
-        nearest = session.problem.nearest
-        arrays["flip"] = (nearest(x / alpha) != nearest(target / alpha)).numpy()
-    return arrays
 
 
 def paired(rows: Sequence[Row], errors: Any, bootstrap: Bootstrap) -> Interval:
@@ -212,7 +122,7 @@ def paired(rows: Sequence[Row], errors: Any, bootstrap: Bootstrap) -> Interval:
     return Interval(*ratio)
 
 
-def report(table: pd.DataFrame, budget: str, encode: bool, tariff: Tariff) -> None:
+def report(table: pd.DataFrame, budget: str, encode: bool, costs: Tariff) -> None:
     """Print means, medians with mode flips, and ratios to DDIM: a line per curve, a column per budget."""
     what = "decoded samples in x" if encode else "the end point in x at t_cut"
     unit = "NFE" if budget == "nfe_budget" else "steps"
@@ -228,7 +138,7 @@ def report(table: pd.DataFrame, budget: str, encode: bool, tariff: Tariff) -> No
             notes.append(f"{spent}: Jacobian-vector products come on top of the NFE (column jvp)")
         if given["billed"].any():
             notes.append(
-                f"billed: a derivative costs {tariff.jvp:.3f} NFE, a call of the head {tariff.head:.3f}"
+                f"billed: a derivative costs {costs.jvp:.3g} NFE, a call of the head {costs.head:.3g}"
             )
         if given["denoise"].any():
             notes.append("denoised ends are compared with denoised exact ones, at t = 0")
@@ -273,7 +183,7 @@ def _middle(row: Any) -> str:
 def draw(table: pd.DataFrame, session: Session) -> Figure:
     """Draw error against NFE: a column of panels per grid, a row per form (if crossed) and other factor."""
     factors = [*(["form"] if session.args.forms else []), "afs", "denoise", "billed"]
-    rows = table[table["note"] == ""].assign(cost=lambda r: _cost(r, session.problem.tariff))
+    rows = table[table["note"] == ""].assign(cost=lambda r: _cost(r, tariff(session.problem)))
     grids = [g for g in dict.fromkeys(rows["grid"]) if g != WHOLE.name] or [WHOLE.name]
     measures = {"error": "mean $L_2$ error", "feature_error": "error in features"}
     lines = [

@@ -120,6 +120,11 @@ def write(path: Path, shown: Sequence[Table]) -> list[Path]:
     return written
 
 
+def markdown(frame: pd.DataFrame) -> str:
+    """Return a table in Markdown."""
+    return _text(Table("", frame), "github")
+
+
 def _text(table: Table, form: str) -> str:
     columns, rows = table.cells()
     return tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True)
