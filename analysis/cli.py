@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.methods import ALIASES, FLOWS, FORMS, GRIDS, METHODS, Method, crossed
+from analysis.methods import ALIASES, FLOWS, FORMS, GRIDS, METHODS, Grid, Method, crossed, grid_of
 from analysis.problems import DTYPES, PROBLEMS, has_head, latents, prepared
 from analysis.reference import reference
 from analysis.study import Store, package_version
@@ -77,7 +77,11 @@ def add_factors(p: Parser, forms: Sequence[str] | None, grids: Sequence[str]) ->
         help=f"coordinates in which to solve: {', '.join(FLOWS)}{own}",
     )
     p.add_argument(
-        "--grids", nargs="+", default=list(grids), metavar="NAME", help=f"grids: {', '.join(GRIDS)}"
+        "--grids",
+        nargs="+",
+        default=list(grids),
+        metavar="NAME",
+        help=f"grids: {', '.join(GRIDS)}, or a list of times such as 1,0.4,0.1,0.001",
     )
 
 
@@ -162,7 +166,18 @@ class Session:
         flows = {name: FORMS[name] for name in FLOWS}
         names = self.args.forms
         forms = None if names is None else [named("form", flows, name) for name in names]
-        return crossed(self.methods(), forms, [named("grid", GRIDS, name) for name in self.args.grids])
+        return crossed(self.methods(), forms, [self.grid(name) for name in self.args.grids])
+
+    def grid(self, name: str) -> Grid:
+        """Return the grid of a name, or of a list of times."""
+        if "," not in name:
+            return named("grid", GRIDS, name)
+        try:
+            grid = grid_of(name)
+            grid.times(grid.steps or 0, self.problem.schedule)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return grid
 
     def cast(self, x: Tensor) -> Tensor:
         """Return states in the dtype and on the device in which methods run."""

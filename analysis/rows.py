@@ -13,9 +13,8 @@ import torch
 from analysis import tables
 from analysis.cli import Session
 from analysis.methods import Grid, Method
-from problems import Tariff
+from problems import Problem, Tariff
 from problems.console import Parser, UsageError, positive
-from solvers import Adams, Taylor
 from solvers.adaptive import Adaptive
 
 BUDGETS = (5, 10, 15, 20, 25)
@@ -119,11 +118,11 @@ def plan(session: Session, budgets: Sequence[int], *, encode: bool = False) -> l
                 methods.setdefault(replace(method, afs=afs, denoise=denoised), name)
 
     def row(name: str, method: Method, budget: int | None, billed: bool) -> Row:
-        tariff = session.problem.tariff if billed else Tariff()
+        costs = tariff(session.problem) if billed else Tariff()
         try:
             there = replace(method, afs=False, denoise=False)
-            steps = _steps(session, method, budget, tariff)
-            encode_steps = _steps(session, there, budget, tariff) if encode else 0
+            steps = _steps(session, method, budget, costs)
+            encode_steps = _steps(session, there, budget, costs) if encode else 0
             return Row(name, method, budget, billed, steps, encode_steps)
         except ValueError as reason:
             return Row(name, method, budget, billed, note=str(reason))
@@ -132,25 +131,37 @@ def plan(session: Session, budgets: Sequence[int], *, encode: bool = False) -> l
         row(name, method, budget, billed)
         for method, name in methods.items()
         for billed in BILLS[args.bill]
-        if not billed or _derivatives(method) or args.bill == "cost"
+        if not billed or _derivatives(session.problem, method) or args.bill == "cost"
         for budget in ([None] if isinstance(method.solver, Adaptive) else dict.fromkeys(budgets))
     ]
     if all(row.note for row in rows):
         most = rows[-1]
-        raise UsageError(f"nothing can be measured: {most.solver} {most.note}; type a larger number")
+        advice = "another" if most.method.grid.steps else "a larger"
+        raise UsageError(f"nothing can be measured: {most.solver} {most.note}; type {advice} number")
     return rows
 
 
-def _derivatives(method: Method) -> bool:
-    return isinstance(method.solver, Taylor | Adams) and method.solver.p > 1
+def tariff(problem: Problem) -> Tariff:
+    """Return what derivatives cost: what was measured, one evaluation each where nothing was."""
+    return problem.tariff if problem.tariff != Tariff() else Tariff(jvp=1.0)
 
 
-def _steps(session: Session, method: Method, budget: int | None, tariff: Tariff) -> int:
+def _derivatives(problem: Problem, method: Method) -> bool:
+    """Return whether a method of given steps pays for anything but evaluations."""
+    if isinstance(method.solver, Adaptive):
+        return False
+    bill = method.bill(problem, max(1, method.solver.reach))
+    return bill.jvp + bill.head > 0
+
+
+def _steps(session: Session, method: Method, budget: int | None, costs: Tariff) -> int:
     """Return the steps of a method under a budget; a ValueError says why there are none."""
     if budget is None:
         return 1
     if not session.args.steps:
-        return method.steps(session.problem, budget, tariff)
+        return method.steps(session.problem, budget, costs)
+    if method.grid.steps not in (None, budget):
+        raise ValueError(f"has a grid of {method.grid.steps} steps, not of {budget}")
     if budget < method.solver.reach:
         raise ValueError(f"needs at least {method.solver.reach} steps, so {budget} are too few")
     return budget

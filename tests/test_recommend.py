@@ -1,0 +1,98 @@
+"""The race: who stays, who wins, and that the winner is measured on latents that did not choose it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import gte, recommend
+from analysis.recommend import survivors
+
+
+def run(out, *arguments):
+    assert recommend.command([*arguments, "--out", str(out)]) == 0
+    return pd.read_csv(out / "recommend.csv")
+
+
+def test_those_clearly_worse_leave_and_the_rest_is_cut():
+    source = np.random.default_rng(0)
+    base = source.lognormal(size=200)
+    errors = np.stack([2.0 * base, base, base * source.lognormal(0.0, 0.05, 200), 50.0 * base])
+    assert set(survivors(errors, 4)) == {1, 2}
+    assert len(survivors(errors, 1)) == 1
+
+
+def test_what_is_not_finite_leaves():
+    errors = np.stack([np.full(50, np.nan), np.full(50, np.inf), np.linspace(1.0, 2.0, 50)])
+    assert survivors(errors, 3) == [2]
+
+
+def test_equals_all_stay():
+    errors = np.broadcast_to(np.linspace(1.0, 2.0, 50), (3, 50))
+    assert sorted(survivors(errors, 3)) == [0, 1, 2]
+
+
+def test_on_one_gaussian_the_form_made_for_it_wins(tmp_path):
+    """In the preconditioned form with the data's standard deviation, every method is exact on a Gaussian."""
+    table = run(
+        tmp_path,
+        "--problem",
+        "gaussian",
+        "--samples",
+        "64",
+        "--nfe",
+        "5",
+        "--solvers",
+        "ddim",
+        "ab2",
+        "--grids",
+        "quadratic",
+    )
+    best = table.iloc[0]
+    assert best["form"] == "preconditioned"
+    assert best["error"] < 1e-10
+    assert table["ratio"].iloc[0] == 1.0
+    assert not table["worse"].iloc[0]
+
+
+def test_the_winner_is_measured_as_gte_measures_it(tmp_path):
+    common = [
+        "--problem",
+        "smooth",
+        "--samples",
+        "64",
+        "--nfe",
+        "6",
+        "--grids",
+        "quadratic",
+        "--out",
+        str(tmp_path),
+    ]
+    assert recommend.command([*common, "--solvers", "ddim", "ttm2", "ab2", "--forms", "ddim"]) == 0
+    best = pd.read_csv(tmp_path / "recommend.csv").iloc[0]
+    assert gte.command([*common, "--solvers", best["solver"], "--bill", "cost"]) == 0
+    same = pd.read_csv(tmp_path / "gte.csv").iloc[0]
+    assert best["error"] == pytest.approx(same["error"], rel=1e-12)
+    assert best["steps"] == same["steps"]
+
+
+def test_derivatives_are_billed_unless_told_otherwise(tmp_path):
+    chosen = ["--problem", "smooth", "--samples", "64", "--nfe", "6", "--solvers", "ttm2", "--forms", "ddim"]
+    chosen += ["--grids", "quadratic"]
+    assert run(tmp_path / "billed", *chosen)["steps"].tolist() == [3]
+    assert run(tmp_path / "free", *chosen, "--bill", "nfe")["steps"].tolist() == [6]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "10"], "type --samples 64 or more"),
+        (["--denoise", "both"], "leave out --denoise"),
+        (["--solvers", "nothing"], "unknown solver 'nothing'"),
+        (["--solvers", "f-pndm", "--nfe", "5"], "type a larger"),
+        (["--solvers", "euler-maruyama", "--nfe", "5"], "no candidate"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_sentence(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        recommend.command([*arguments, "--out", str(tmp_path)])
+    assert message in capsys.readouterr().err
