@@ -13,12 +13,19 @@ def run(out, *arguments):
     return pd.read_csv(out / "recommend.csv")
 
 
-def test_those_clearly_worse_leave_and_the_rest_is_cut():
+def test_those_clearly_worse_leave_and_the_rest_is_cut(monkeypatch):
+    monkeypatch.setattr(recommend, "SHOWN", 1)
     source = np.random.default_rng(0)
     base = source.lognormal(size=200)
     errors = np.stack([2.0 * base, base, base * source.lognormal(0.0, 0.05, 200), 50.0 * base])
     assert set(survivors(errors, 4)) == {1, 2}
     assert len(survivors(errors, 1)) == 1
+
+
+def test_the_first_few_stay_in_any_case():
+    base = np.linspace(1.0, 2.0, 100)
+    errors = np.stack([(1.0 + k) * base for k in range(12)])
+    assert survivors(errors, 12) == list(range(8))
 
 
 def test_what_is_not_finite_leaves():
