@@ -11,12 +11,22 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from problems import Gaussian, Model, Problem, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
+from problems import (
+    VE,
+    Gaussian,
+    Model,
+    Problem,
+    digits_gaussians,
+    digits_mixture,
+    smooth_mixture,
+    toy_mixture,
+)
 from problems.images.guided import GuidedImages
 from problems.images.score import load, shipped
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "toy": toy_mixture,
+    "toy-ve": lambda: toy_mixture(VE()),
     "smooth": smooth_mixture,
     "gaussian": lambda: Gaussian(torch.tensor([0.3, -0.2], dtype=torch.float64), 0.5),
     "digits-mixture": digits_mixture,

@@ -59,9 +59,10 @@ def collected() -> Iterator[list[Table]]:
 
 def interval(value: float, low: float, high: float, digits: int = 2) -> str:
     """Format an estimate with its interval, such as ``1.23e-4 [1.19, 1.27]e-4`` with a common exponent."""
-    if not value or not math.isfinite(value):
+    size = abs(value) or max(abs(low), abs(high))
+    if not size or not math.isfinite(value):
         return f"{value:.{digits}g}"
-    exponent = int(f"{abs(value):.{digits}e}".split("e")[1])
+    exponent = int(f"{size:.{digits}e}".split("e")[1])
     if -2 <= exponent <= 2:
         places = max(0, digits - exponent)
         return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"

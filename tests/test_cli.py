@@ -26,6 +26,7 @@ EXPERIMENTS = (
     "guidance",
     "interpolate",
     "fid",
+    "weak",
 )
 SMALL = ["--t", "0.3", "--samples", "20", "--points", "4", "--solvers", "ddim", "ttm2", "s-pndm"]
 
