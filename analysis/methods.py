@@ -419,7 +419,7 @@ FAMILIES = {
         "sde-dpm-solver++2m": Method(Maruyama(Adams(2, clock=LogSNR())), FORMS["localization"]),
         "sde-dpm-solver++3m": Method(Maruyama(DPMSolver3M()), FORMS["localization"]),
         # With the quadratic term that was meant.
-        "sde-adams3": Method(Maruyama(Adams(3, clock=Exact(LogSNR()))), FORMS["localization"]),
+        "sde-dpm-solver++3m-exact": Method(Maruyama(Adams(3, clock=Exact(LogSNR()))), FORMS["localization"]),
         "ddim-eta0.5": Method(Ancestral(eta=0.5)),
         "ddpm-beta": Method(ReverseDiffusion()),
         "dpm2-ancestral": Method(Ancestral(Midpoint(LogSNR()))),
