@@ -10,7 +10,7 @@ trajectories are solved again and again, until two solutions of different order 
 
 Where they are not, as for networks: an Adams method of order six on steps that are equal in log-SNR, in the
 preconditioned form with the standard deviation of the data, with twice as many steps until two agree, for
-each trajectory (for all, if the model depends on their places).
+each trajectory.
 """
 
 from __future__ import annotations
@@ -127,13 +127,10 @@ def _by_steps(score: Model, x: Tensor, times: Sequence[float], tolerance: float)
     error, rough = torch.full((len(x),), math.inf, dtype=x.dtype), torch.arange(len(x))
     while len(rough) and steps < most:
         steps *= 2
-        better = _adams(score, x[rough], times, steps)
+        better = _adams(score.part(rough, len(x)), x[rough], times, steps)
         error[rough] = ((better - states[:, rough]).flatten(2).norm(dim=2) / alpha).amax(0)
         states[:, rough] = better
-        if not score.positional:
-            rough = rough[error[rough] > tolerance]
-        elif float(error.max()) <= tolerance:
-            break
+        rough = rough[error[rough] > tolerance]
     return Reference(tuple(times), states, float(error.max()))
 
 
@@ -173,7 +170,7 @@ def _by_series(score: Model, x: Tensor, times: Sequence[float], tolerance: float
     for revision in range(1, REVISIONS + 1):
         finer = order + revision * max(1, order // 8), tolerance * 100.0**-revision
         solver = AdaptiveTaylor(*finer, longest)
-        revised = _solve(solver, eq, x[hard], times).states
+        revised = _solve(solver, eq.part(hard, len(x)), x[hard], times).states
         gap = ((revised - states[:, hard]).flatten(2).norm(dim=2) / alpha).amax(0)
         states[:, hard] = revised
         differs = gap > AGREEMENT * tolerance
@@ -190,8 +187,10 @@ def _solve(solver: AdaptiveTaylor, eq: Preconditioned, x: Tensor, times: Sequenc
     places = [eq.s(t) for t in times]
     chunk = max(1, NUMBERS // x[0].numel())
     with torch.inference_mode():
-        parts = [x[i : i + chunk] for i in range(0, len(x), chunk)]
-        paths = [solver.paths(eq, eq.enter(part, times[0]), places) for part in parts]
+        paths = []
+        for rows in torch.arange(len(x)).split(chunk):
+            part = eq.part(rows, len(x))
+            paths.append(solver.paths(part, part.enter(x[rows], times[0]), places))
         states = torch.cat([p.states for p in paths], 1)
         data = torch.stack([eq.leave(y, t) for y, t in zip(states, times, strict=True)])
         narrowest = torch.cat([p.narrowest for p in paths])

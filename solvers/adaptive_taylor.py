@@ -77,7 +77,7 @@ class AdaptiveTaylor:
         eq
             The equation, without noise.
         y
-            States at places[0], shape (N, *event), float64.
+            States at places[0], shape (N, *event).
         places
             Strictly monotone values of s, rising or falling.
 
@@ -98,10 +98,10 @@ class AdaptiveTaylor:
         states[0] = y
         narrowest = y.new_full((len(y),), math.inf, dtype=torch.float64)
         index = torch.arange(len(y) if len(places) > 1 else 0, device=y.device)
-        s = outputs[0].expand(len(index))
+        s, part = outputs[0].expand(len(index)), eq
         column = (-1, *(1 for _ in y.shape[1:]))
         while len(index):
-            jet = eq.jet(y, s.reshape(column), self.order)
+            jet = part.jet(y, s.reshape(column), self.order)
             size = _size(y).clamp(min=1.0)
             step = self._step(jet, size)
             if self.longest < math.inf:
@@ -121,7 +121,7 @@ class AdaptiveTaylor:
             if bool(finishing.any()):
                 going = (~finishing).nonzero()[:, 0]
                 y, jet, index = y[going], tuple(d[going] for d in jet), index[going]
-                s, following = s[going], following[going]
+                s, following, part = s[going], following[going], eq.part(index, len(states[0]))
             y, s = _taylor(y, jet, (following - s).reshape(column)), following
         return Paths(states, narrowest)
 
@@ -135,12 +135,12 @@ class AdaptiveTaylor:
 
 
 def _size(x: Tensor) -> Tensor:
-    return torch.as_tensor(torch.linalg.vector_norm(x.flatten(1), dim=1))
+    return torch.as_tensor(torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64))
 
 
 def _taylor(y: Tensor, jet: Sequence[Tensor], h: Tensor) -> Tensor:
     """Evaluate the Taylor polynomial y + h f + h²/2 f' + … by Horner's rule."""
-    slope = jet[-1]
+    slope, h = jet[-1], h.to(y)
     for k in range(len(jet) - 1, 0, -1):
         slope = torch.addcmul(jet[k - 1], h / (k + 1), slope)
     return torch.addcmul(y, h, slope)

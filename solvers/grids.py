@@ -7,6 +7,7 @@ any solver.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -74,6 +75,75 @@ def edm(steps: int, schedule: Schedule, rho: float = 7.0, start: float = 1.0, st
     """
     a, b = schedule.gamma(start) ** (1.0 / rho), schedule.gamma(stop) ** (1.0 / rho)
     return _ends(schedule.time(_ramp(steps, a, b) ** rho), start, stop)
+
+
+def cosine(steps: int, schedule: Schedule, start: float = 1.0, stop: float = 1e-3) -> Tensor:
+    """Return times at which the angle arctan γ is equally spaced.
+
+    The angle is the time of the cosine schedule without offset, α = cos(πτ/2) (Nichol & Dhariwal 2021;
+    Salimans & Ho 2022), so these are its equal steps on any schedule.
+
+    Parameters
+    ----------
+    steps, start, stop
+        As in ``power``.
+    schedule
+        The noise schedule.
+    """
+    a, b = math.atan(schedule.gamma(start)), math.atan(schedule.gamma(stop))
+    return _ends(schedule.time(torch.tan(_ramp(steps, a, b))), start, stop)
+
+
+def sigmoid(
+    steps: int, schedule: Schedule, reach: float = 3.0, start: float = 1.0, stop: float = 1e-3
+) -> Tensor:
+    """Return the equal steps of the sigmoid schedule (Jabri et al. 2022; Chen 2023) on any schedule.
+
+    Its variance 1 - ᾱ is the logistic function on [-reach, reach], brought to run from 0 to 1; here the
+    argument of the logistic function is equally spaced, with 1 - ᾱ = γ²/(1 + γ²).
+
+    Parameters
+    ----------
+    steps, start, stop
+        As in ``power``.
+    schedule
+        The noise schedule.
+    reach
+        End of the interval, at temperature 1; 3 in both papers.
+    """
+    low, high = (1.0 / (1.0 + math.exp(end)) for end in (reach, -reach))
+
+    def argument(t: float) -> float:
+        square = schedule.gamma(t) ** 2
+        level = low + (high - low) * square / (1.0 + square)
+        return math.log(level / (1.0 - level))
+
+    level = torch.sigmoid(_ramp(steps, argument(start), argument(stop)))
+    return _ends(schedule.time(((level - low) / (high - level)).sqrt()), start, stop)
+
+
+def listed(times: Sequence[float], steps: int, start: float = 1.0, stop: float = 1e-3) -> Tensor:
+    """Return given times.
+
+    Parameters
+    ----------
+    times
+        The times.
+    steps, start, stop
+        What they must be a grid of.
+
+    Raises
+    ------
+    ValueError
+        If they are not.
+    """
+    if len(times) != steps + 1:
+        raise ValueError(
+            f"the list of {len(times)} times is a grid of {len(times) - 1} steps, not of {steps}"
+        )
+    if not (math.isclose(times[0], start, rel_tol=1e-3) and math.isclose(times[-1], stop, rel_tol=1e-3)):
+        raise ValueError(f"the list of times must begin at {start:g} and end at {stop:g}")
+    return _ends(torch.tensor(times, dtype=torch.float64), start, stop)
 
 
 def alternating(steps: int, ratio: float = 2.0, start: float = 1.0, stop: float = 1e-3) -> Tensor:

@@ -53,11 +53,12 @@ class RungeKutta(Solver):
         for row in self.stages:
             c = sum(row)
             s = s1 if c == 1.0 else self.clock.between(eq, s0, s1, c)
-            slopes.append(eq.jet(_advance(y, (s - s0) / c, row, slopes), s)[0])
-        return _advance(y, s1 - s0, self.weights, slopes), Node(s0, (slopes[0],), y)
+            slopes.append(eq.jet(advance(y, (s - s0) / c, row, slopes), s)[0])
+        return advance(y, s1 - s0, self.weights, slopes), Node(s0, (slopes[0],), y)
 
 
-def _advance(y: Tensor, h: Scalar, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def advance(y: Tensor, h: Scalar, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """Return y + h Σ weights·slopes."""
     for weight, slope in zip(weights, slopes, strict=True):
         if weight:
             y = along(y, weight * h, slope)

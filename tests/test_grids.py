@@ -15,6 +15,8 @@ GRIDS = {
     "2.5": lambda n, **k: grids.power(n, 2.5, **k),
     "log-SNR": lambda n, **k: grids.log_snr(n, VP_, **k),
     "EDM": lambda n, **k: grids.edm(n, VP_, **k),
+    "cosine": lambda n, **k: grids.cosine(n, VP_, **k),
+    "sigmoid": lambda n, **k: grids.sigmoid(n, VP_, **k),
 }
 every_grid = pytest.mark.parametrize("name", GRIDS)
 
@@ -75,3 +77,30 @@ def test_edm_grid_is_eq_5_of_edm():
 def test_grids_are_nested(name):
     """Twice the steps pass through the same times: the families refine smoothly."""
     assert torch.allclose(GRIDS[name](20)[::2], GRIDS[name](10), rtol=1e-11)
+
+
+def test_cosine_steps_are_those_of_the_cosine_schedule():
+    """Equal steps of τ, tan(πτ/2) = γ, typed."""
+    gamma = VP_.gamma(grids.cosine(12, VP_))
+    tau = torch.atan(gamma) * 2 / math.pi
+    assert torch.allclose(tau.diff(), tau.diff().mean().expand(12), rtol=1e-9)
+    assert torch.allclose(torch.cos(math.pi * tau / 2), VP_.alpha(grids.cosine(12, VP_)), rtol=1e-9)
+
+
+def test_sigmoid_steps_are_those_of_the_sigmoid_schedule():
+    """Chen (2023): ᾱ(τ) = (σ(3) - σ(6τ - 3))/(σ(3) - σ(-3)), typed; equal steps in τ."""
+    gamma = VP_.gamma(grids.sigmoid(12, VP_))
+    sig = lambda v: 1 / (1 + math.exp(-v))  # noqa: E731
+    level = sig(3) - (sig(3) - sig(-3)) / (1 + gamma**2)
+    tau = (torch.log(level / (1 - level)) + 3) / 6
+    assert torch.allclose(tau.diff(), tau.diff().mean().expand(12), rtol=1e-9)
+    assert 0 < tau[-1] < tau[0] < 1
+
+
+def test_a_list_is_a_grid_of_its_own_length_and_ends():
+    times = (1.0, 0.5, 0.1, 1e-3)
+    assert grids.listed(times, 3).tolist() == list(times)
+    with pytest.raises(ValueError, match="of 4 times is a grid of 3 steps, not of 4"):
+        grids.listed(times, 4)
+    with pytest.raises(ValueError, match="must begin at 0.9 and end at 0.001"):
+        grids.listed(times, 3, start=0.9)
