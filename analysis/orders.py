@@ -42,8 +42,9 @@ POINTS = 3
 REFINEMENTS = (1, 4, 16)
 """Multiples of the largest number of steps, tried until a certificate passes."""
 
-FLOOR = 100.0
-"""An error counts where it is this many times the error of the reference, and rounding."""
+FLOOR = 30.0
+"""An error counts where it is this many times that of the reference, and rounding: they then bend a slope over
+a factor of two by log₂(1 + 1/30) = 0.05 at most."""
 
 
 class Claim(NamedTuple):

@@ -491,6 +491,7 @@ def test_the_published_3m_is_of_second_order_whatever_its_start():
         (Adams(3, start=Adams(2)), 2),
         (Adams(3, start=Adams(2, start=Heun())), 3),
         (Adams(3, 2, start=Taylor(5)), 6),
+        (Adams(2, 3, start=Taylor(5)), 6),
         (Adams(3, 2, start=Taylor(4)), 5),
         (Corrected(Adams(3, clock=Pairs()), 3), 3),
         (Corrected(Adams(2, clock=Pairs()), 2), 3),
