@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ from solvers import (
     Ancestral,
     Churn,
     Corrected,
+    DormandPrince,
     DPMSolver3M,
     EulerMaruyama,
     Exact,
@@ -61,13 +63,14 @@ from solvers import (
     SingleStep,
     Solver,
     Taylor,
+    TaylorSteps,
     Time,
     VariableIPNDM,
     final,
     march,
 )
 from solvers.adaptive import Adaptive
-from solvers.grids import alternating, edm, log_snr, power
+from solvers.grids import alternating, cosine, edm, listed, log_snr, power, sigmoid
 
 
 @dataclass(frozen=True)
@@ -109,18 +112,21 @@ class Grid:
         The variable in which the steps are equal, where a form has it.
     smooth
         Whether the sizes of neighbouring steps become equal as their number grows.
+    steps
+        The one number of steps that there is, if it is a list of times.
     """
 
     name: str
     times: Callable[[int, Schedule], Tensor] = field(repr=False, compare=False)
     variable: str | None = None
     smooth: bool = True
+    steps: int | None = None
 
 
 FORMS = {
     form.name: form
     for form in (
-        Coordinates("ddim", DDIM),
+        Coordinates("ddim", DDIM, variable="gamma"),
         Coordinates("pf", ProbabilityFlow, variable="t"),
         Coordinates("data", lambda score, noise: Preconditioned(score, 0.0, noise)),
         Coordinates("preconditioned", lambda score, noise: Preconditioned(score, score.data_std, noise)),
@@ -146,11 +152,41 @@ GRIDS = {
         Grid("rho2.5", lambda n, schedule: power(n, 2.5, schedule.start, schedule.stop)),
         Grid("log-snr", lambda n, schedule: log_snr(n, schedule, schedule.start, schedule.stop)),
         Grid("edm", lambda n, schedule: edm(n, schedule, 7.0, schedule.start, schedule.stop)),
+        Grid(
+            "gamma",
+            lambda n, schedule: edm(n, schedule, 1.0, schedule.start, schedule.stop),
+            variable="gamma",
+        ),
+        Grid("cosine", lambda n, schedule: cosine(n, schedule, schedule.start, schedule.stop)),
+        Grid("sigmoid", lambda n, schedule: sigmoid(n, schedule, 3.0, schedule.start, schedule.stop)),
         Grid("rough", lambda n, schedule: alternating(n, 2.0, schedule.start, schedule.stop), smooth=False),
     )
 }
 """The grids by name; the steps of the last alternate in size, which no sampler wants: it is there for the
 certificates."""
+
+
+def grid_of(times: str) -> Grid:
+    """Return the grid that is a list of times, typed with commas between them: ``1,0.4,0.1,0.001``.
+
+    Raises
+    ------
+    ValueError
+        If they are no falling numbers. Asked for another number of steps, or on a schedule with other ends,
+        the grid itself raises one.
+    """
+    try:
+        values = tuple(float(word) for word in times.split(","))
+    except ValueError:
+        raise ValueError(f"{times!r} is no list of times; type numbers with commas between them") from None
+    if len(values) < 2 or any(a <= b for a, b in pairwise(values)):
+        raise ValueError(f"the times {times} do not fall; type at least two, from the noise to the data")
+    return Grid(
+        times,
+        lambda n, schedule: listed(values, n, schedule.start, schedule.stop),
+        smooth=False,
+        steps=len(values) - 1,
+    )
 
 
 @dataclass(frozen=True)
@@ -284,6 +320,11 @@ class Method:
         """
         if isinstance(self.solver, Adaptive):
             return 1
+        if self.grid.steps is not None:
+            paid = replace(self, grid=GRIDS["quadratic"]).steps(model, nfe, tariff)
+            if paid != self.grid.steps:
+                raise ValueError(f"has a grid of {self.grid.steps} steps, and {nfe} NFE pay for {paid}")
+            return paid
 
         @cache
         def bill(steps: int) -> Bill:
@@ -411,6 +452,8 @@ FAMILIES = {
     },
     "adaptive": {
         "rk45": Method(RK45(), FORMS["pf"]),
+        "rk45-each": Method(DormandPrince(), FORMS["data"]),
+        "taylor-each": Method(TaylorSteps(), FORMS["data"]),
     },
     "stochastic": {
         "euler-maruyama": Method(EulerMaruyama(), FORMS["sde"]),

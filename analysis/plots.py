@@ -38,6 +38,8 @@ LABELS = {
     "f-pndm": "F-PNDM",
     "euler-maruyama": "Euler–Maruyama",
     "rk45": "RK45",
+    "rk45-each": "RK45 per trajectory",
+    "taylor-each": "Taylor per trajectory",
     "heun": "Heun",
     "midpoint": "Midpoint",
     "ralston": "Ralston",

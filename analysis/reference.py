@@ -188,7 +188,7 @@ def _solve(solver: AdaptiveTaylor, eq: Preconditioned, x: Tensor, times: Sequenc
     chunk = max(1, NUMBERS // x[0].numel())
     with torch.inference_mode():
         paths = []
-        for rows in torch.arange(len(x)).split(chunk):
+        for rows in torch.split(torch.arange(len(x)), chunk):
             part = eq.part(rows, len(x))
             paths.append(solver.paths(part, part.enter(x[rows], times[0]), places))
         states = torch.cat([p.states for p in paths], 1)

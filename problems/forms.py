@@ -133,7 +133,7 @@ class Flow(Form):
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return the derivatives of y from the Taylor coefficients of x̄, which obey dx̄/ds = ε dγ/ds."""
         h = Series.variable(s, order + 1)
-        gamma, scale = self.gamma(h), self.scale(h)
+        gamma, scale = _series_like(self.gamma(h), y), _series_like(self.scale(h), y)
         slope = [(i + 1) * gamma[i + 1] for i in range(order)]
         xbar, eps, jet = [y / scale[0]], [], []
         for j, coefficient in zip(range(1, order + 1), self.score.follow(xbar[0], gamma), strict=False):
@@ -168,7 +168,7 @@ class DDIM(Flow):
 
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return (ε, dε/dγ, …), which the model gives directly."""
-        return self.score.flow_jet(y, s, order)
+        return self.score.flow_jet(y, like(s, y), order)
 
 
 class Preconditioned(Flow):
@@ -211,7 +211,7 @@ class Preconditioned(Flow):
 
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
         """Return the derivatives of y; directly, where the model knows what dy/du is."""
-        path = self.score.follow_preconditioned(self.std, y, Series.variable(s, order + 1))
+        path = self.score.follow_preconditioned(self.std, y, Series.variable(like(s, y), order + 1))
         if path is None:
             return super().jet(y, s, order)
         return tuple(c if j == 1 else float(math.factorial(j)) * c for j, c in enumerate(path, start=1))
@@ -330,6 +330,11 @@ class Localization(Form):
     def spread(self, s: Scalar) -> Scalar:
         """Return 1."""
         return 1.0
+
+
+def _series_like(series: Series, x: Tensor) -> Series:
+    """Give a series its coefficients in the dtype of states; see ``like``."""
+    return Series([like(c, x) for c in series.coefficients])
 
 
 def _all_below(a: Scalar, b: Scalar) -> bool:

@@ -8,6 +8,7 @@ from solvers.clock import Clock, Exact, Index, LogSNR, Own, Time
 from solvers.exponential import ExponentialTaylor
 from solvers.interface import Equation, LinearRule, Node, Past, Solver
 from solvers.march import State, final, march
+from solvers.per_trajectory import DormandPrince, TaylorSteps
 from solvers.predictor_corrector import Corrected, Pairs, PlainLogSNR
 from solvers.runge_kutta import RK3, RK4, Heun, Heun3, Midpoint, Ralston, RungeKutta
 from solvers.single_step import SingleStep
@@ -32,6 +33,7 @@ __all__ = [
     "Clock",
     "Corrected",
     "DPMSolver3M",
+    "DormandPrince",
     "Equation",
     "EulerMaruyama",
     "Exact",
@@ -56,6 +58,7 @@ __all__ = [
     "Solver",
     "State",
     "Taylor",
+    "TaylorSteps",
     "Time",
     "VariableIPNDM",
     "final",

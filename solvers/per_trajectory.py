@@ -139,7 +139,7 @@ def _rms(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TaylorSteps(Adaptive):
-    """A Taylor method of fixed order with steps for each trajectory: an evaluation and p - 1 derivatives each.
+    """A Taylor method with steps for each trajectory, of an evaluation and p - 1 derivatives each.
 
     Parameters
     ----------

@@ -102,5 +102,5 @@ def test_a_list_is_a_grid_of_its_own_length_and_ends():
     assert grids.listed(times, 3).tolist() == list(times)
     with pytest.raises(ValueError, match="of 4 times is a grid of 3 steps, not of 4"):
         grids.listed(times, 4)
-    with pytest.raises(ValueError, match="must begin at 0.9 and end at 0.001"):
+    with pytest.raises(ValueError, match=r"must begin at 0\.9 and end at 0\.001"):
         grids.listed(times, 3, start=0.9)
