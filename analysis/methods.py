@@ -29,7 +29,10 @@ from problems import (
     Source,
 )
 from problems import denoise as denoise_step
+from problems.covariance import UncertainDDIM, UncertainLocalization
+from problems.langevin import CriticallyDamped
 from problems.noise import Noise
+from problems.posterior import Variance
 from problems.schedule import Schedule
 from problems.score import Bill, Push, Tariff
 from problems.series import Series
@@ -71,6 +74,7 @@ from solvers import (
 )
 from solvers.adaptive import Adaptive
 from solvers.grids import alternating, cosine, edm, listed, log_snr, power, sigmoid
+from solvers.splitting import SSCS, Strang
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,27 @@ FORMS = {
             "ideal-pf", lambda score, noise: ProbabilityFlow(Ideal(score), noise), variable="t", exact=False
         ),
         Coordinates("sde", ReverseSDE, random=True),
+        Coordinates(
+            "analytic-ddim",
+            lambda score, noise: UncertainDDIM(score, score.average_variance, noise),
+            random=True,
+        ),
+        Coordinates(
+            "optimal-ddim",
+            lambda score, noise: UncertainDDIM(score, score.posterior_variance, noise),
+            random=True,
+        ),
+        Coordinates(
+            "analytic-ddpm",
+            lambda score, noise: UncertainLocalization(score, score.average_variance, noise),
+            random=True,
+        ),
+        Coordinates(
+            "optimal-ddpm",
+            lambda score, noise: UncertainLocalization(score, score.posterior_variance, noise),
+            random=True,
+        ),
+        Coordinates("cld", CriticallyDamped, random=True),
         Coordinates("localization", Localization, random=True),
     )
 }
@@ -220,7 +245,8 @@ class Method:
     def parts(self) -> tuple[object, ...]:
         """What determines the method's results; see ``study.Cell``."""
         makers = (inspect.getsource(f) for f in (self.form.make, self.grid.times))
-        return (repr(self), *makers, self.solver, *self.last, Form, AnalyticFirst, Series, march, power)
+        forms = Form, UncertainDDIM, CriticallyDamped
+        return (repr(self), *makers, self.solver, *self.last, *forms, AnalyticFirst, Series, march, power)
 
     @property
     def random(self) -> bool:
@@ -362,8 +388,21 @@ class _Rehearsal(Source):
     def distilled(self) -> _Rehearsal:
         return _Rehearsal(self.model.distilled, self)
 
+    @property
+    def posterior_variance(self) -> Variance:
+        return _free(self.model.posterior_variance)
+
+    @property
+    def average_variance(self) -> Variance:
+        return _free(self.model.average_variance)
+
     def _expand(self, gamma: Series) -> Push:
         return torch.zeros_like
+
+
+def _free(variance: Variance) -> Variance:
+    """Return zeros in the place of the variances that a model has."""
+    return lambda xbar, gamma: torch.zeros_like(xbar)
 
 
 def _on_equal_steps(solver: Solver) -> Solver:
@@ -457,6 +496,15 @@ FAMILIES = {
     },
     "stochastic": {
         "euler-maruyama": Method(EulerMaruyama(), FORMS["sde"]),
+        "analytic-ddim": Method(EulerMaruyama(), FORMS["analytic-ddim"]),
+        "optimal-ddim": Method(EulerMaruyama(), FORMS["optimal-ddim"]),
+        "analytic-ddpm": Method(EulerMaruyama(), FORMS["analytic-ddpm"]),
+        "optimal-ddpm": Method(EulerMaruyama(), FORMS["optimal-ddpm"]),
+        "sde-sscs": Method(SSCS(), FORMS["sde"]),
+        "sde-strang": Method(Strang(), FORMS["sde"]),
+        "cld-em": Method(EulerMaruyama(), FORMS["cld"]),
+        "cld-sscs": Method(SSCS(), FORMS["cld"]),
+        "cld-strang": Method(Strang(), FORMS["cld"]),
         "adaptive-sde": Method(AdaptiveSDE(), FORMS["sde"]),
         "ddpm": Method(EulerMaruyama(), FORMS["localization"]),
         "sde-dpm-solver++2m": Method(Maruyama(Adams(2, clock=LogSNR())), FORMS["localization"]),

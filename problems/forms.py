@@ -286,6 +286,26 @@ class ReverseSDE(Form):
         """Return g(t)."""
         return sqrt(self.schedule.diffusion(s))
 
+    def flow(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return y after dx = -α'/α x dt + g dw alone, an Ornstein–Uhlenbeck process with N(0, I) stationary.
+
+        Raises
+        ------
+        ValueError
+            If the schedule does not preserve variance.
+        """
+        a0, a1 = (self.schedule.alpha(align(s, y)) for s in (s0, s1))
+        variance: Scalar = a0 * a0 + self.schedule.sigma(align(s0, y)) ** 2
+        if not bool((torch.as_tensor(abs(variance - 1.0)) < 1e-9).all()):
+            raise ValueError("only with a schedule that preserves variance is N(0, I) stationary")
+        ratio = a0 / a1
+        return like(ratio, y) * y + like(sqrt(1.0 - ratio * ratio), y) * self.normal(y, s0, s1)
+
+    def rest(self, y: Tensor, s: Scalar) -> Tensor:
+        """Return what the drift has besides that part, 2 α'/α x + g² ε/σ; -β (x - ε/σ) for VP."""
+        drift = self.schedule.drift(align(s, y))
+        return self.jet(y, s)[0] + like(drift, y) * y
+
 
 class Localization(Form):
     """The generative SDE as stochastic localization, dy = x̂₀ dw + dW(w): y = x̄/γ², w = 1/γ² (Montanari 2023).

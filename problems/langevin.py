@@ -1,0 +1,246 @@
+"""Critically damped Langevin diffusion of any score model (CLD, Dockhorn, Vahdat & Kreis 2022).
+
+Data x get a velocity v, and noise enters through the velocity only:
+
+    dx = v β/M dt,   dv = -x β dt - Γ v β/M dt + √(2Γβ) dw,   Γ² = 4M,   v(0) ~ N(0, γ₀M).
+
+In the time s = βt/√M and with velocities in units of √M it has no parameters but γ₀:
+
+    dx = v ds,   dv = -(x + 2v) ds + 2 dw,   v(0) ~ N(0, γ₀),
+
+and N(0, I) is stationary. The paper's M = 1/4, β = 4 and T = 1 are s = 8t.
+
+Given x₀, the state is Gaussian, so all it knows of x₀ is one linear combination of x and v. Run backwards
+without noise to time 0, z = e^(-As) (x, v) has the mean (x₀, 0), and what its second half, z_v, knows of the
+noise of the first can be taken away: x̄ = z_x + c z_v is x₀ + γ ζ with ζ ~ N(0, I) independent of z_v, for a
+noise-to-signal ratio γ(s) that grows with s. So the law of (x, v) is that of the ordinary diffused x̄ at γ(s)
+and of an independent normal velocity z_v, whatever the data. Its score is a linear function of ε(x̄, γ) and
+z_v: every model of this suite is a model of this diffusion, with the same bill.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import gammainc, hyp1f1
+from torch import Tensor
+
+from problems.forms import Form
+from problems.noise import Noise
+from problems.score import Model, align, like
+from problems.series import Scalar, T
+
+Array = NDArray[np.float64]
+
+NEAREST, FARTHEST = 1e-6, 30.0
+"""Range of s: noise-to-signal ratios from 6e-10 to 1e12."""
+
+
+class Mix(NamedTuple):
+    """What x and v tell of x₀ at a place; see the module.
+
+    Attributes
+    ----------
+    gamma
+        γ, the noise-to-signal ratio of x̄ = z_x + c z_v.
+    c
+        Weight of z_v in x̄.
+    variance
+        Variance of z_v.
+    """
+
+    gamma: Array
+    c: Array
+    variance: Array
+
+
+def mix(s: Array, velocity: float) -> Mix:
+    """Return how x and v are to be mixed.
+
+    With R the covariance of the noise in z that entered since time 0, and w = 2s,
+
+        R_xx = eʷ (1 - w + w²/2) - 1,   R_xv = -eʷ w²/2,   R_vv = eʷ (1 + w + w²/2) - 1.
+
+    So z_v has the variance V = γ₀ + R_vv, c = -R_xv/V, and γ² = R_xx - R_xv²/V = (det R + γ₀ R_xx)/V with
+    det R = eʷ (4 sinh²(w/2) - w²). It is written in confluent hypergeometric functions of positive terms.
+
+    Parameters
+    ----------
+    s
+        Places, positive.
+    velocity
+        γ₀, the variance of the velocity at s = 0.
+    """
+    w, grown = 2.0 * s, np.exp(2.0 * s)
+    first = w**3 / 6.0 * hyp1f1(3.0, 4.0, w)
+    excess = s**3 / 6.0 * (hyp1f1(1.0, 4.0, s) + hyp1f1(1.0, 4.0, -s))  # 2 sinh s - 2s
+    determinant = grown * excess * (2.0 * np.sinh(s) + w)
+    variance = velocity + np.expm1(w) + grown * w * (1.0 + 0.5 * w)
+    return Mix(np.sqrt((determinant + velocity * first) / variance), 0.5 * grown * w * w / variance, variance)
+
+
+def damped(h: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """Return h, e⁻ʰ and the covariances of what dx = v ds, dv = (2v - x) ds + 2 dw adds over a length h.
+
+    With w = 2h: Q_xx = 1 - e⁻ʷ (1 + w + w²/2), an incomplete gamma function, Q_xv = -e⁻ʷ w²/2 and
+    Q_vv = 1 - e⁻ʷ (1 - w + w²/2).
+
+    Parameters
+    ----------
+    h
+        Lengths, positive; s falls by them.
+    """
+    w, decay = 2.0 * h, np.exp(-2.0 * h)
+    q_xx: Array = np.asarray(gammainc(3.0, w), dtype=np.float64)
+    q_vv: Array = decay * w * (1.0 - 0.5 * w) - np.expm1(-w)
+    return h, np.exp(-h), q_xx, -0.5 * w * w * decay, q_vv
+
+
+class CriticallyDamped(Form):
+    """Critically damped Langevin diffusion in reverse: y = (x, v), shape (N, 2, *event), and s as above.
+
+    dx = v ds, dv = -(x + 2v + 4 ∇_v log p) ds + 2 dw, run with ds < 0. The time t is the one at which the
+    schedule has the same γ, so grids, initial states and what comes out are those of the other forms: the
+    state at t that belongs to (x, v) at s is α x̄.
+
+    Parameters
+    ----------
+    score, noise
+        As in ``Form``. Any model; a score costs one evaluation of ε.
+    velocity
+        γ₀, the variance of the velocity of data; the paper's by default.
+    """
+
+    def __init__(
+        self, score: Model, noise: Noise | torch.Generator | None = None, velocity: float = 0.04
+    ) -> None:
+        super().__init__(score, noise)
+        self.velocity = velocity
+
+    def s(self, t: T) -> T:
+        """Return the place at which γ is that of time t, by bisection of log s."""
+
+        def place(gamma: Array) -> Array:
+            low, high = (np.full_like(gamma, math.log(end)) for end in (NEAREST, FARTHEST))
+            for _ in range(64):
+                middle = 0.5 * (low + high)
+                above = mix(np.exp(middle), self.velocity).gamma > gamma
+                low, high = np.where(above, low, middle), np.where(above, middle, high)
+            value: Array = np.exp(high)
+            return value
+
+        s: T = _mapped(place, self.schedule.gamma(t))
+        return s
+
+    def t(self, s: T) -> T:
+        """Return the time at which the schedule has the γ of the place s."""
+        gamma: T = _mapped(lambda place: mix(place, self.velocity).gamma, s)
+        return self.schedule.time(gamma)
+
+    def enter(self, x: Tensor, t: Scalar) -> Tensor:
+        """Return (x, v) that belong to the state at time t; the velocity z_v is drawn for it."""
+        place = _Place(self.s(t), self.velocity, x)
+        alpha = like(self.schedule.alpha(align(t, x)), x)
+        z_v = place.std * self.fresh(x, t)
+        return place.forth(x / alpha - place.c * z_v, z_v)
+
+    def leave(self, y: Tensor, t: Scalar) -> Tensor:
+        """Return the state α x̄ at time t that belongs to (x, v)."""
+        place = _Place(self.s(t), self.velocity, y[:, 0])
+        z_x, z_v = place.back(y)
+        return (z_x + place.c * z_v) * like(self.schedule.alpha(align(t, z_x)), z_x)
+
+    def _velocity_score(self, y: Tensor, s: Scalar) -> Tensor:
+        """Return ∇_v log p, from ∂/∂v = eˢ (-s ∂/∂z_x + (1 + s) ∂/∂z_v)."""
+        place = _Place(s, self.velocity, y[:, 0])
+        z_x, z_v = place.back(y)
+        (eps,) = self.score.flow_jet(z_x + place.c * z_v, place.gamma)
+        pull = (place.s - place.c * (1.0 + place.s)) / place.gamma
+        return place.grown * (pull * eps - (1.0 + place.s) / place.std**2 * z_v)
+
+    def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
+        """Return the drift.
+
+        Raises
+        ------
+        ValueError
+            If a derivative is asked for: the paths of an SDE have none.
+        """
+        if order > 1:
+            raise ValueError("the reverse SDE has no derivatives along its path")
+        x, v = y.unbind(1)
+        return (torch.stack([v, -(x + 2.0 * v + 4.0 * self._velocity_score(y, s))], 1),)
+
+    def spread(self, s: Scalar) -> Scalar:
+        """Return 2, the strength of the noise in v; for places shaped like y, 0 in x and 2 in v."""
+        return torch.cat([0.0 * s, 0.0 * s + 2.0], 1) if isinstance(s, Tensor) and s.ndim > 1 else 2.0
+
+    def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return 2 √(s0 - s1) z in the velocity, and nothing in x."""
+        kick = super().kick(y, s0, s1)
+        return torch.stack([torch.zeros_like(kick[:, 0]), kick[:, 1]], 1)
+
+    def flow(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return y after dx = v ds, dv = (2v - x) ds + 2 dw, exactly: N(0, I) is stationary under this part.
+
+        Over h = s0 - s1 the mean is e⁻ʰ ((1 + h) x - h v, h x + (1 - h) v); the covariances are ``damped``'s.
+        """
+        x, v = y.unbind(1)
+        h, decay, q_xx, q_xv, q_vv = (_wide(c, x) for c in damped(_numbers(s0 - s1)))
+        z_x, z_v = self.normal(y, s0, s1).unbind(1)
+        root = q_xx**0.5
+        x1 = decay * ((1.0 + h) * x - h * v) + root * z_x
+        v1 = decay * (h * x + (1.0 - h) * v) + q_xv / root * z_x + (q_vv - q_xv**2 / q_xx) ** 0.5 * z_v
+        return torch.stack([x1, v1], 1)
+
+    def rest(self, y: Tensor, s: Scalar) -> Tensor:
+        """Return what the drift has besides that part, -4 (v + ∇_v log p) in the velocity."""
+        force = -4.0 * (y[:, 1] + self._velocity_score(y, s))
+        return torch.stack([torch.zeros_like(force), force], 1)
+
+
+class _Place:
+    """The numbers of a place s, floats or shaped like states x, and the maps between (x, v) and z there."""
+
+    def __init__(self, s: Scalar, velocity: float, x: Tensor) -> None:
+        place = _numbers(s)
+        gamma, c, variance = mix(place, velocity)
+        self.s, self.gamma, self.c = _wide(place, x), _wide(gamma, x), _wide(c, x)
+        self.grown, self.std = _wide(np.exp(place), x), _wide(np.sqrt(variance), x)
+
+    def back(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z = e^(-As) (x, v), its halves."""
+        x, v = y.unbind(1)
+        return self.grown * ((1.0 - self.s) * x - self.s * v), self.grown * (self.s * x + (1.0 + self.s) * v)
+
+    def forth(self, z_x: Tensor, z_v: Tensor) -> Tensor:
+        """Return (x, v) = e^(As) z, stacked."""
+        x, v = (1.0 + self.s) * z_x + self.s * z_v, (1.0 - self.s) * z_v - self.s * z_x
+        return torch.stack([x / self.grown, v / self.grown], 1)
+
+
+def _numbers(value: Scalar) -> Array:
+    """Return a float as an array without axes, a tensor as one with a single axis."""
+    if isinstance(value, Tensor):
+        return np.asarray(value.detach().cpu().double().reshape(-1).numpy())
+    return np.asarray(value, dtype=np.float64)
+
+
+def _wide(value: Array, x: Tensor) -> Scalar:
+    """Return a number as a float, several as a tensor that broadcasts against states x."""
+    if value.size == 1:
+        return float(value.reshape(()))
+    return torch.from_numpy(value).reshape(-1, *[1] * (x.ndim - 1)).to(x)
+
+
+def _mapped(f: Callable[[Array], Array], value: Any) -> Any:
+    """Apply a function of arrays to a float or, keeping its shape, to a tensor."""
+    result = f(_numbers(value))
+    if isinstance(value, Tensor):
+        return torch.from_numpy(result).reshape(value.shape).to(value)
+    return float(result)
