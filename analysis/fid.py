@@ -214,7 +214,8 @@ def tabulate(
             line = {**everywhere, **row.factors, "budget": row.budget, "steps": row.steps or None}
             line |= {"feature": name, "note": row.note, **dict.fromkeys(MEASURED, math.nan)}
             if not row.note:
-                line |= {bill: int(parts[0].arrays[bill]) for bill in ("nfe", "jvp", "head")}
+                bills = ("nfe", "jvp", "head")
+                line |= {bill: float(np.mean([part.arrays[bill] for part in parts])) for bill in bills}
                 line["budget"] = row.budget or line["nfe"]  # methods that choose their own steps have none
                 line |= judge(gathered(parts, name)[:n])
             if not row.note and not row.method.random:

@@ -74,7 +74,7 @@ def experiment(session: Session) -> Sequence[Path]:
     bootstrap = Bootstrap(args.samples)
     unit = "steps" if args.steps else "nfe"
     columns: dict[str, Any] = {
-        **{name: [int(r.arrays[name]) for r in results] for name in ("nfe", "jvp", "head", "encode_nfe")},
+        **{name: [float(r.arrays[name]) for r in results] for name in ("nfe", "jvp", "head", "encode_nfe")},
         **bootstrap.means(errors).columns("error"),
         **medians(errors).columns("median"),
         **paired([rows[i] for i in measured], errors, bootstrap).columns("ratio"),

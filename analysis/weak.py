@@ -40,7 +40,7 @@ from analysis.rows import (
 )
 from analysis.statistics import Bootstrap
 from analysis.study import Cell, run
-from problems import Brownian, Mixture
+from problems import Mixture
 from problems.console import Parser, UsageError
 
 DEFAULT = (
@@ -183,7 +183,7 @@ def _cells(session: Session, rows: Sequence[Row], laws: dict[bool, Target]) -> l
     def exact(target: Target) -> dict[str, Any]:
         return {"nfe": 0, "jvp": 0, "head": 0, **target.compare(target.draw(session.args.samples, 2))}
 
-    parts = (*session.parts, Brownian, Bootstrap, Law, Target, made)
+    parts = (*session.parts, Bootstrap, Law, Target, made)
     floors = [
         Cell({**session.config, "solver": "exact", "denoise": denoised}, parts, partial(exact, target))
         for denoised, target in laws.items()
