@@ -1,6 +1,8 @@
 """What is solved: noise schedules, score models with exact derivatives, and the forms of their flow."""
 
+from problems.covariance import UncertainDDIM, UncertainLocalization
 from problems.forms import DDIM, Flow, Form, Localization, Preconditioned, ProbabilityFlow, ReverseSDE
+from problems.langevin import CriticallyDamped
 from problems.makers import digits, digits_gaussians, digits_mixture, smooth_mixture, toy_mixture
 from problems.mixture import Mixture
 from problems.noise import Brownian, Drawn, Noise
@@ -20,6 +22,7 @@ __all__ = [
     "Bill",
     "Brownian",
     "CosineVP",
+    "CriticallyDamped",
     "Drawn",
     "Flow",
     "Form",
@@ -39,6 +42,8 @@ __all__ = [
     "Series",
     "Source",
     "Tariff",
+    "UncertainDDIM",
+    "UncertainLocalization",
     "denoise",
     "digits",
     "digits_gaussians",

@@ -12,6 +12,7 @@ from solvers.per_trajectory import DormandPrince, TaylorSteps
 from solvers.predictor_corrector import Corrected, Pairs, PlainLogSNR
 from solvers.runge_kutta import RK3, RK4, Heun, Heun3, Midpoint, Ralston, RungeKutta
 from solvers.single_step import SingleStep
+from solvers.splitting import SSCS, Split, Strang
 from solvers.stochastic import (
     Ancestral,
     Churn,
@@ -26,6 +27,7 @@ __all__ = [
     "RK3",
     "RK4",
     "RK45",
+    "SSCS",
     "Adams",
     "AdaptiveSDE",
     "Ancestral",
@@ -56,7 +58,9 @@ __all__ = [
     "RungeKutta",
     "SingleStep",
     "Solver",
+    "Split",
     "State",
+    "Strang",
     "Taylor",
     "TaylorSteps",
     "Time",
