@@ -449,10 +449,10 @@ FAMILIES = {
         "f-pndm": Method(Adams(4, clock=Index(), start=RK4(Time()))),
         "ipndm": Method(Adams(4, clock=Index())),
         "ipndm-v": Method(VariableIPNDM()),
-        "fon": Method(Adams(4, start=RK4()), FORMS["pf"], GRIDS["linear"]),
         "ab2": Method(Adams(2)),
         "ab3": Method(Adams(3, start=Heun())),
         "ab4": Method(Adams(4, start=RK4())),
+        "fon": Method(Adams(4, start=RK4()), FORMS["pf"], GRIDS["linear"]),
         "lms": Method(Adams(4)),
         "rho-deis2": Method(Adams(3)),
         # With derivatives: "adams22" costs per step what TTM-2 costs, at twice its order.

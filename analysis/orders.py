@@ -43,8 +43,8 @@ REFINEMENTS = (1, 4, 16)
 """Multiples of the largest number of steps, tried until a certificate passes."""
 
 FLOOR = 30.0
-"""An error counts where it is this many times that of the reference, and rounding: they then bend a slope over
-a factor of two by log₂(1 + 1/30) = 0.05 at most."""
+"""An error counts where it is this many times that of the reference, and rounding, which then bend a slope
+over a factor of two by log₂(1 + 1/30) = 0.05 at most."""
 
 
 class Claim(NamedTuple):
@@ -323,9 +323,11 @@ def report(table: pd.DataFrame) -> None:
 def claims(table: pd.DataFrame) -> pd.DataFrame:
     """Return published claims beside what was measured on smooth grids, a line per solver with a claim.
 
-    The least slope over the forms and grids of the table is what a user can rely on.
+    The least slope over the forms and grids of the table is what a user can rely on. A row speaks for all
+    names of its solver.
     """
     smooth = table[table["grid"].map(lambda name: GRIDS[name].smooth) & table["slope"].notna()]
+    solvers = smooth["solver"].map(_steps)
     lines = [
         {
             "solver": name,
@@ -336,9 +338,14 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
             "source of the claim": claim.source,
         }
         for name, claim in CLAIMS.items()
-        if len(rows := smooth[smooth["solver"] == name])
+        if len(rows := smooth[solvers == _steps(name)])
     ]
     return pd.DataFrame(lines)
+
+
+def _steps(name: str) -> str:
+    """Return how a method takes its steps, whatever its grid and its form, if that is exact."""
+    return repr((METHODS[name].solver, METHODS[name].last, METHODS[name].form.exact))
 
 
 def _slope(row: Any) -> str:
