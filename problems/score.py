@@ -145,7 +145,7 @@ class Model(ABC):
         ValueError
             If they are not known.
         """
-        raise ValueError(f"{type(self).__name__} does not know the covariance of the data given a state")
+        raise ValueError("the model does not know the covariance of the data given a state")
 
     @property
     def average_variance(self) -> Variance:
@@ -156,7 +156,7 @@ class Model(ABC):
         ValueError
             If there are no data to estimate it from.
         """
-        raise ValueError(f"{type(self).__name__} has no data to average over")
+        raise ValueError("the model has no data over which to average the covariance given a state")
 
     @property
     def positional(self) -> bool:

@@ -168,12 +168,16 @@ def test_a_place_for_each_state():
     y, s = eq.enter(x, t), eq.s(t)
     assert torch.allclose(eq.leave(y, t), x, rtol=1e-11)
     wide = s[:, None, None]
-    flowed = eq.flow(y, wide, 0.5 * wide)
+    flowed, kicked = eq.flow(y, wide, 0.5 * wide), eq.kick(y, wide, 0.5 * wide)
+    assert torch.equal(kicked[:, 0], torch.zeros(3, 2, dtype=F64))
+    # What adaptive methods multiply their noise with.
+    assert torch.equal(eq.spread(wide), torch.tensor([0.0, 2.0], dtype=F64).reshape(1, 2, 1).expand(3, 2, 1))
     for i in range(3):
         part, place = eq.part(torch.tensor([i]), 3), s[i].item()
         assert torch.allclose(part.enter(x[i : i + 1], t[i].item()), y[i : i + 1], rtol=1e-12)
         assert torch.allclose(part.jet(y[i : i + 1], place)[0], eq.jet(y, wide)[0][i : i + 1], rtol=1e-9)
         assert torch.allclose(part.flow(y[i : i + 1], place, place / 2), flowed[i : i + 1], rtol=1e-11)
+        assert torch.allclose(part.kick(y[i : i + 1], place, place / 2), kicked[i : i + 1], rtol=1e-11)
     single = eq.enter(x.float(), 0.3)
     assert eq.jet(single, eq.s(0.3))[0].dtype == eq.flow(single, 1.0, 0.9).dtype == torch.float32
 
@@ -274,7 +278,6 @@ def test_orders_by_the_recursion_of_moments(name):
 # --- on mixtures and networks
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("solver", [SSCS(), Strang()])
 def test_many_steps_sample_the_toy(solver):
     """200 steps, 4,000 samples: clusters, variances and distances from means within 5 standard errors."""
