@@ -77,6 +77,27 @@ EXPERIMENTS = (
         "Whether every solver, on every form and grid, has the order of convergence that it declares.",
     ),
     Experiment(
+        "work_precision",
+        "Work and precision",
+        "Error at the end against evaluations and against seconds; what nothing beats is the Pareto front.",
+    ),
+    Experiment(
+        "recommend",
+        "Which method to take",
+        "A race of all methods, forms and grids under a budget, decided on latents that did not choose.",
+    ),
+    Experiment(
+        "schedule",
+        "Schedules",
+        "The best times for a solver and a budget, against quadratic ones, and on another problem.",
+        "Tab. 7",
+    ),
+    Experiment(
+        "weak",
+        "Weak errors",
+        "How far the distribution of samples is from the exact one, for stochastic methods and others.",
+    ),
+    Experiment(
         "gte",
         "Global error",
         "How far trajectories end from the exact ones, against the evaluations or steps that they took.",
