@@ -452,6 +452,8 @@ FAMILIES = {
         "ab2": Method(Adams(2)),
         "ab3": Method(Adams(3, start=Heun())),
         "ab4": Method(Adams(4, start=RK4())),
+        # The paper's. Its authors' code takes differences over one index of the training schedule for slopes,
+        # and later stages' noise at the first stage's state and time: no method of fourth order.
         "fon": Method(Adams(4, start=RK4()), FORMS["pf"], GRIDS["linear"]),
         "lms": Method(Adams(4)),
         "rho-deis2": Method(Adams(3)),
