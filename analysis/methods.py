@@ -543,6 +543,10 @@ ALIASES = {
     "rho-ab2": "rho-deis2",
     "rho-ab3": "lms",
     "unip2": "dpm-solver++2m",
+    "ddim-eta0": "ddim",
+    "ddim-eta1": "ddpm",
+    "ancestral": "ddpm",
+    "euler-a": "ddpm",
 }
 """Other names of the same methods; of DPM-Solver++1, on the data form, to rounding."""
 
