@@ -151,12 +151,18 @@ class Session:
         return replace(self, args=argparse.Namespace(**{**vars(self.args), "solvers": named}))
 
     def methods(self) -> dict[str, Method]:
-        """Return the chosen methods, by their names in ``METHODS``."""
+        """Return the chosen methods, by their names in ``METHODS``, each tried on a rehearsal of the problem.
+
+        Raises
+        ------
+        UsageError
+            If there is no such method, or it cannot solve the problem.
+        """
         names = dict.fromkeys(ALIASES.get(name, name) for name in self.args.solvers)
         methods = {name: named("solver", METHODS, name) for name in names}
         for name, method in methods.items():
             try:
-                method.form.make(self.problem, None)
+                method.bill(self.problem, max(1, method.solver.reach))
             except ValueError as error:
                 raise UsageError(f"{name} cannot solve {self.args.problem}: {error}") from error
         return methods

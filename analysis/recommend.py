@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from analysis import plots, tables
 from analysis.cli import Session, add_factors, main, parser
 from analysis.ends import Ends
-from analysis.methods import FLOWS, METHODS
+from analysis.methods import FLOWS, METHODS, Method
 from analysis.problems import has_head
 from analysis.rows import BUDGETS, Row, add_budget, plan, tariff
 from analysis.statistics import Bootstrap, Interval
@@ -62,7 +62,7 @@ def experiment(session: Session) -> Sequence[Path]:
     args.solvers = args.solvers or [
         name
         for name, method in METHODS.items()
-        if method.form.name != "distilled" or has_head(session.problem)
+        if competes(method) and (method.form.name != "distilled" or has_head(session.problem))
     ]
     table = pd.concat(
         [race(session, budget) for budget in dict.fromkeys(args.steps or args.nfe or BUDGETS)],
@@ -80,11 +80,7 @@ def race(session: Session, budget: int) -> pd.DataFrame:
     the best one's on the same latents.
     """
     args = session.args
-    rows = [
-        row
-        for row in plan(session, [budget])
-        if not (row.note or row.method.random or isinstance(row.method.solver, Adaptive))
-    ]
+    rows = [row for row in plan(session, [budget]) if competes(row.method) and not row.note]
     if not rows:
         raise UsageError(f"no candidate can do anything with a budget of {budget}; type a larger one")
     entrants = len(rows)
@@ -118,6 +114,11 @@ def race(session: Session, budget: int) -> pd.DataFrame:
         usual=[rows[i].method == METHODS["ddim"] for i in order],
         reference_error=[float(results[i].arrays["reference_error"]) for i in order],
     )
+
+
+def competes(method: Method) -> bool:
+    """Return whether a method has an end point to be judged by, and steps for a budget to buy."""
+    return not (method.random or isinstance(method.solver, Adaptive))
 
 
 def _errors(session: Session, rows: Sequence[Row]) -> Any:

@@ -83,7 +83,6 @@ EXPERIMENTS = (
     ),
     Experiment(
         "recommend",
-        "schedule",
         "Which method to take",
         "A race of all methods, forms and grids under a budget, decided on latents that did not choose.",
     ),

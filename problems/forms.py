@@ -297,7 +297,7 @@ class ReverseSDE(Form):
         a0, a1 = (self.schedule.alpha(align(s, y)) for s in (s0, s1))
         variance: Scalar = a0 * a0 + self.schedule.sigma(align(s0, y)) ** 2
         if not bool((torch.as_tensor(abs(variance - 1.0)) < 1e-9).all()):
-            raise ValueError("only with a schedule that preserves variance is N(0, I) stationary")
+            raise ValueError("the part that is solved exactly needs a schedule that preserves variance")
         ratio = a0 / a1
         return like(ratio, y) * y + like(sqrt(1.0 - ratio * ratio), y) * self.normal(y, s0, s1)
 

@@ -22,12 +22,12 @@ class State(NamedTuple):
     x
         The states at that time, in the data's coordinates.
     nfe
-        Score evaluations per sample since the march began.
+        Score evaluations per sample since the march began; on average, where samples go separate ways.
     """
 
     t: float
     x: Tensor
-    nfe: int
+    nfe: float
 
 
 def march(

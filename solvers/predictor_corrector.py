@@ -76,7 +76,7 @@ class Corrected(Solver):
     Raises
     ------
     ValueError
-        If q is not positive.
+        If q is not positive, or the method is random: the step that is taken once more has no noise.
     """
 
     solver: Solver
@@ -86,6 +86,8 @@ class Corrected(Solver):
     def __post_init__(self) -> None:
         if self.q < 1:
             raise ValueError(f"a corrector needs one past node or more, not {self.q}")
+        if self.solver.random:
+            raise ValueError(f"a correction would take away the noise of {self.solver}")
 
     @property
     def p(self) -> int:
@@ -122,22 +124,19 @@ class Corrected(Solver):
         """As far as the corrector or the method."""
         return max(self.q, self.solver.reach)
 
-    @property
-    def random(self) -> bool:
-        """Whether the method is."""
-        return self.solver.random
-
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Evaluate, correct, go on; the node remembered has the predicted slope and the corrected state."""
         jet = eq.jet(y, s0, self.p)
         if past:
             y = self._correct(eq, as_float(s0), (*past[: self.q], Node(s0, jet)))
-        return self.solver.step(cast(Equation, _Answered(eq, s0, jet)), y, s0, s1, past)
+        y1, _ = self.solver.step(cast(Equation, _Answered(eq, s0, jet)), y, s0, s1, past)
+        return y1, Node(s0, jet, y)
 
     def _correct(self, eq: Equation, s: float, nodes: Past) -> Tensor:
         """Take the step from nodes[0] to s, with the slope at s among the nodes."""
         begin, y = as_float(nodes[0].s), nodes[0].y
-        assert y is not None
+        if y is None:
+            raise ValueError("a corrector takes the last step again, so its node needs the state y")
         measure = self.clock.measure(eq, s, [as_float(node.s) for node in nodes], len(nodes))
         for node, (weight,) in zip(nodes, hermite_weights(measure, 1), strict=True):
             y = along(y, (s - begin) * weight, node.jet[0])
@@ -145,7 +144,7 @@ class Corrected(Solver):
 
 
 class _Answered:
-    """An equation that has been asked for its jet at s0 already."""
+    """An equation that has been asked for its jet at s0; for more derivatives it is asked again."""
 
     def __init__(self, eq: Equation, s0: Scalar, jet: tuple[Tensor, ...]) -> None:
         self._eq, self._s0, self._jet = eq, s0, jet
@@ -154,4 +153,5 @@ class _Answered:
         return getattr(self._eq, name)
 
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
-        return self._jet[:order] if s is self._s0 else self._eq.jet(y, s, order)
+        known = s is self._s0 and order <= len(self._jet)
+        return self._jet[:order] if known else self._eq.jet(y, s, order)

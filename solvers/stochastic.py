@@ -33,6 +33,11 @@ class Wrapped(Solver):
         """That of the inner method."""
         return self.inner.reach
 
+    @property
+    def random(self) -> bool:
+        """Whether the inner method is."""
+        return self.inner.random
+
 
 @dataclass(frozen=True)
 class Maruyama(Wrapped):
@@ -108,12 +113,12 @@ class Ancestral(Wrapped):
     @property
     def order(self) -> int:
         """1, in the weak sense; that of the inner method without noise."""
-        return 1 if self.random else self.inner.order
+        return min(1, self.inner.order) if self.eta > 0.0 else self.inner.order
 
     @property
     def random(self) -> bool:
-        """Whether η > 0."""
-        return self.eta > 0.0
+        """Whether η > 0, or the inner method is."""
+        return self.eta > 0.0 or self.inner.random
 
     def added(self, eq: Equation, t0: float, t1: float) -> float:
         """Return the standard deviation ς of the noise that is added to x/α."""
@@ -122,7 +127,7 @@ class Ancestral(Wrapped):
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Take a step of the flow to γ = √(γ₁² - ς²), and add noise."""
-        if not self.random:
+        if self.eta == 0.0:
             return self.inner.step(eq, y, s0, s1, past)
         t0, t1 = eq.t(s0), eq.t(s1)
         gamma0, gamma1 = eq.schedule.gamma(t0), eq.schedule.gamma(t1)
@@ -184,12 +189,12 @@ class Churn(Wrapped):
     @property
     def order(self) -> int:
         """0, as the noise that is added does not become less with the steps; the inner one's without."""
-        return 0 if self.random else self.inner.order
+        return 0 if self.churn > 0.0 else self.inner.order
 
     @property
     def random(self) -> bool:
-        """Whether there is churn."""
-        return self.churn > 0.0
+        """Whether there is churn, or the inner method is."""
+        return self.churn > 0.0 or self.inner.random
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Add noise, and step down from there."""

@@ -13,14 +13,19 @@ from problems import DDIM, EDM, VP, Gaussian, Preconditioned, smooth_mixture, to
 from solvers import (
     RK3,
     Adams,
+    Ancestral,
+    Churn,
     Corrected,
     DPMSolver3M,
     Exact,
     ExponentialTaylor,
     Heun,
     Heun3,
+    LangevinCorrector,
     LogSNR,
+    Maruyama,
     Midpoint,
+    Node,
     Own,
     Pairs,
     PlainLogSNR,
@@ -522,6 +527,24 @@ def test_exact_clocks_do_not_raise_the_order_of_a_tableau():
 def test_mistakes(make):
     with pytest.raises(ValueError, match="or more"):
         make()
+
+
+def test_a_corrector_needs_a_method_without_noise_and_the_states_of_nodes():
+    for solver in (Ancestral(), Churn(Heun()), Maruyama(LangevinCorrector())):
+        with pytest.raises(ValueError, match="take away the noise"):
+            Corrected(solver)
+    eq, y = DDIM(smooth_mixture()), torch.ones(1, 2, dtype=F64)
+    with pytest.raises(ValueError, match="needs the state y"):
+        Corrected(Taylor(1)).step(eq, y, 1.0, 0.5, (Node(2.0, eq.jet(y, 2.0)),))
+
+
+def test_a_start_under_a_corrector_has_the_derivatives_it_asks_for():
+    """Taylor(3) starts a method that asks for one derivative less; the corrector has that many only."""
+    mixture = smooth_mixture()
+    x, times = start(mixture), grids.power(1)
+    solvers = Corrected(Adams(2, 2, start=Taylor(3)), 1, Own()), Taylor(3)
+    a, b = (final(march(DDIM(mixture), solver, times, x)).x for solver in solvers)
+    assert torch.equal(a, b)
 
 
 def test_the_last_step_of_a_corrected_march_is_the_predictors():

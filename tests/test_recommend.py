@@ -6,6 +6,7 @@ import pytest
 
 from analysis import gte, recommend
 from analysis.recommend import survivors
+from problems.console import UsageError
 
 
 def run(out, *arguments):
@@ -87,6 +88,21 @@ def test_derivatives_are_billed_unless_told_otherwise(tmp_path):
     chosen += ["--grids", "quadratic"]
     assert run(tmp_path / "billed", *chosen)["steps"].tolist() == [3]
     assert run(tmp_path / "free", *chosen, "--bill", "nfe")["steps"].tolist() == [6]
+
+
+def test_all_that_can_solve_a_problem_enter(tmp_path, monkeypatch):
+    """A network has a head, but no covariance of the data given a state."""
+    entered = []
+
+    def race(session, budget):
+        entered.extend(session.methods())
+        raise UsageError("enough")
+
+    monkeypatch.setattr(recommend, "race", race)
+    with pytest.raises(SystemExit, match="2"):
+        recommend.command(["--problem", "digits", "--out", str(tmp_path)])
+    assert {"ddim", "genie", "unipc3"} < set(entered)
+    assert not {"optimal-ddim", "ddpm", "rk45"} & set(entered)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,13 @@ def test_every_experiment_has_its_place():
     assert ours == {e.name for e in report.EXPERIMENTS} - {"gte-encode"}
 
 
+def test_every_experiment_has_a_headline_and_a_sentence():
+    for experiment in report.EXPERIMENTS:
+        assert not experiment.title.endswith(".")
+        assert experiment.title[0].isupper()
+        assert experiment.sentence.endswith(".")
+
+
 def test_the_same_results_make_the_same_page(results):
     assert report.page(results) == report.page(results)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis import weak
 from analysis.methods import METHODS
 from problems import DDIM, VE, VP, CosineVP, Gaussian, ReverseSDE, smooth_mixture
 from solvers.splitting import SSCS, Strang
@@ -103,6 +104,14 @@ def test_a_splitting_needs_parts():
         SSCS().step(DDIM(smooth_mixture()), torch.ones(1, 2), 2.0, 1.0, ())
     with pytest.raises(ValueError, match="preserves variance"):
         Strang().step(ReverseSDE(smooth_mixture(VE())), torch.ones(1, 2), 1.0, 0.5, ())
+
+
+@pytest.mark.parametrize("budget", ["--nfe", "--steps"])
+def test_a_schedule_without_such_parts_is_a_mistake_in_the_arguments(budget, tmp_path, capsys):
+    arguments = ["--problem", "toy-ve", "--solvers", "sde-sscs", "--samples", "4", budget, "4"]
+    with pytest.raises(SystemExit, match="2"):
+        weak.command([*arguments, "--out", str(tmp_path)])
+    assert "sde-sscs cannot solve toy-ve: the part that is solved exactly" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "cost"), [("sde-sscs", 1), ("sde-strang", 2)])

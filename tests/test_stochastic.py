@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from analysis.methods import FAMILIES, FORMS, GRIDS, METHODS
+from analysis.methods import FAMILIES, GRIDS, METHODS
 from problems import (
     DDIM,
     EDM,
@@ -580,7 +580,15 @@ def test_a_state_that_is_no_number_is_an_error():
 # --- all of them
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES["stochastic"] if FORMS["ddim"] and "cld" not in n])
+def test_what_is_made_of_a_random_method_is_random():
+    churn = Churn(Heun())
+    for solver in (Maruyama(churn), Ancestral(churn, 0.0), Churn(churn, 0.0)):
+        assert solver.random
+        assert solver.order == 0
+    assert not Maruyama(Heun()).random
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES["stochastic"] if "cld" not in n])
 def test_noise_belongs_to_seed_and_sample(name):
     """The same ends from the same seed, others from another, in the dtype of the states; and they differ."""
     problem, method = smooth_mixture(), METHODS[name]
