@@ -42,6 +42,20 @@ def test_a_part_of_a_part(model, x):
     assert torch.allclose(part.jet(x[1:2], 0.3)[0], model.jet(x, 0.3)[0][1:2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("part", [lambda m: m, lambda m: m.distilled], ids=["network", "head"])
+def test_a_network_keeps_its_precision_where_every_state_has_a_time(part):
+    """States and places in float64, the network in float32, which errs by some hundred roundings of 1e-7."""
+    model = part(Learned(network(TINY).float(), head=head(config=TINY).float()))
+    x, gamma = states(3).double(), torch.tensor([0.3, 1.0, 5.0], dtype=F64).reshape(3, 1, 1, 1)
+    for each, alone in zip(
+        model.flow_jet(x, gamma, 2),
+        zip(*(model.flow_jet(x[i : i + 1], float(gamma[i]), 2) for i in range(3)), strict=True),
+        strict=True,
+    ):
+        assert each.dtype == F64
+        assert torch.allclose(each, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
 def test_both_halves_cost_what_the_whole_costs():
     mixture, x = smooth_mixture(), torch.ones(4, 2, dtype=F64)
     eq = DDIM(mixture)

@@ -194,7 +194,7 @@ class Learned(Source, Problem):
                 labels, begin = self.labels_of(len(coefficient)), 0
                 for block in blocks:
                     rows = slice(begin, begin + len(block))
-                    path = Series([_rows(c, rows) for c in gamma.coefficients])
+                    path = Series([like(_rows(c, rows), block) for c in gamma.coefficients])
                     known = labels if labels is None or len(labels) == 1 else labels[rows]
                     parts.append(Expansion(self.network, path, known))
                     begin += len(block)
@@ -241,7 +241,7 @@ class Distilled(Wrapper):
         Whatever the path, the derivative is that along the network's own flow, for which it was distilled.
         There is no further one: the third push raises a ``ValueError``.
         """
-        network, start = self._learned.network, Series([gamma[0]])
+        network = self._learned.network
         expansions: list[Expansion] = []
         said: list[Tensor] = []
         index = itertools.count()
@@ -255,12 +255,13 @@ class Distilled(Wrapper):
             self._learned.charge(self.price(j))
             if j == 0:
                 xbar = coefficient.to(self._learned.dtype)
+                start = Series([like(gamma[0], xbar)])
                 expansions.append(Expansion(network, start, self._learned.labels_of(len(xbar))))
                 said.extend((xbar, expansions[0].push(xbar)))
                 return said[1].to(coefficient.dtype)
             (xbar, eps), (expansion,) = said, expansions
             k: Tensor = self._head(
-                network, xbar, gamma[0], eps, expansion.features[0], expansion.embeddings[0]
+                network, xbar, like(gamma[0], xbar), eps, expansion.features[0], expansion.embeddings[0]
             )
             return k.to(coefficient.dtype) * gamma[1]
 
