@@ -3,7 +3,9 @@
 The race is run in rounds (Maron & Moore 1994; Birattari et al. 2002). In each all candidates left are
 measured on the same latents, new in every round; those that are worse than the leader beyond doubt drop out,
 and the field is cut to a number that the next, larger round affords. What is reported was measured in a last
-round, on latents that took no part in choosing, so that the winner is not flattered by having won.
+round, on latents that took no part in choosing those who reached it, so that they are not flattered by that.
+The winner is the least of these few, whose errors rise and fall together; that flatters it by far less than
+its interval is wide.
 """
 
 from __future__ import annotations
@@ -181,7 +183,7 @@ def report(table: pd.DataFrame, session: Session) -> None:
         f"The best on {session.args.problem}: least mean L2 error of the end point in x",
         pd.DataFrame(winners),
         [
-            "level: runners-up not significantly worse (95%, paired, on latents not used in choosing)",
+            "level: runners-up not significantly worse (95%, paired, on latents that chose no finalist)",
             "of: combinations of method, form and grid that entered the race",
             "DDIM, quadratic: its error as a multiple of the best one's (95%, paired)",
             f"{billed}; random methods and those that choose their own steps do not take part",

@@ -135,7 +135,8 @@ def step_costs(problem: Problem, method: Method, x: Tensor, times: Sequence[floa
             end = reference(problem, beside, (times[j], times[-1])).x[-1]
             growth = (end - exact[-1]).flatten(1).norm(dim=1) / (alpha[-1] * SMALL)
         for i in range(j):
-            cost[i, j] = (error(i, j).flatten(1).norm(dim=1) * growth).clamp(max=size).mean()
+            each = (error(i, j).flatten(1).norm(dim=1) * growth).nan_to_num(nan=size)
+            cost[i, j] = each.clamp(max=size).mean()
     return cost
 
 
