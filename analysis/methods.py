@@ -32,7 +32,7 @@ from problems import denoise as denoise_step
 from problems.covariance import UncertainDDIM, UncertainLocalization
 from problems.langevin import CriticallyDamped
 from problems.noise import Brownian, Noise
-from problems.posterior import Variance
+from problems.posterior import Average, Variance
 from problems.schedule import Schedule
 from problems.score import Bill, Push, Tariff
 from problems.series import Series
@@ -246,7 +246,7 @@ class Method:
         """What determines the method's results; see ``study.Cell``."""
         makers = (inspect.getsource(f) for f in (self.form.make, self.grid.times))
         forms = Form, UncertainDDIM, CriticallyDamped
-        sources = (*forms, Brownian) if self.random else forms
+        sources = (*forms, Brownian, Average) if self.random else forms
         return (repr(self), *makers, self.solver, *self.last, *sources, AnalyticFirst, Series, march, power)
 
     @property
