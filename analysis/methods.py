@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -93,6 +94,9 @@ class Coordinates:
         Whether the derivatives in its jets are those of the solution.
     random
         Whether it is a stochastic equation.
+    limit
+        What solutions tend to with the steps: the flow, the reverse SDE on the sample's path, or what only
+        this form has. The noise of a random form whose limit is the flow vanishes.
     """
 
     name: str
@@ -100,6 +104,7 @@ class Coordinates:
     variable: str = ""
     exact: bool = True
     random: bool = False
+    limit: Literal["flow", "reverse SDE", "its own"] = "flow"
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ FORMS = {
         Coordinates(
             "ideal-pf", lambda score, noise: ProbabilityFlow(Ideal(score), noise), variable="t", exact=False
         ),
-        Coordinates("sde", ReverseSDE, random=True),
+        Coordinates("sde", ReverseSDE, random=True, limit="reverse SDE"),
         Coordinates(
             "analytic-ddim",
             lambda score, noise: UncertainDDIM(score, score.average_variance, noise),
@@ -154,14 +159,16 @@ FORMS = {
             "analytic-ddpm",
             lambda score, noise: UncertainLocalization(score, score.average_variance, noise),
             random=True,
+            limit="reverse SDE",
         ),
         Coordinates(
             "optimal-ddpm",
             lambda score, noise: UncertainLocalization(score, score.posterior_variance, noise),
             random=True,
+            limit="reverse SDE",
         ),
-        Coordinates("cld", CriticallyDamped, random=True),
-        Coordinates("localization", Localization, random=True),
+        Coordinates("cld", CriticallyDamped, random=True, limit="its own"),
+        Coordinates("localization", Localization, random=True, limit="reverse SDE"),
     )
 }
 """The forms by name; the deterministic ones without tricks are crossed with every solver."""
@@ -273,6 +280,23 @@ class Method:
         else:
             order = solver.order
         return min(order, *(last.local_order for last in self.last)) if self.last else order
+
+    @property
+    def limit(self) -> str:
+        """What the end tends to with the steps; a stochastic method's along the path of the sample."""
+        if self.form.random or not self.random:
+            return self.form.limit
+        full = isinstance(self.solver, Ancestral) and self.solver.eta == 1.0
+        return "reverse SDE" if full else "its own"
+
+    @property
+    def strong_order(self) -> float:
+        """The order of convergence of a random method along paths, which ``analysis.orders`` certifies too.
+
+        No more than 1, for a step sees no more of the path than its increment. It has noise that does not
+        depend on the state right. Noise of size h in every step, whose limit is the flow, adds up to √h.
+        """
+        return 0.5 if self.limit == "flow" else min(1.0, self.order)
 
     def solvers(self, steps: int) -> list[Solver]:
         """Return how each of so many steps is taken."""

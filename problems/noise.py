@@ -88,7 +88,10 @@ LOWEST, HIGHEST = -13.0, 13.0
 """Range of ½ log w in which paths are known: noise-to-signal ratios from 2e-6 to 4e5."""
 
 DEPTH = 15
-"""Halvings of that range; the leaves are 8e-4 long."""
+"""Halvings of that range."""
+
+LEAF = (HIGHEST - LOWEST) / 2**DEPTH
+"""Length of what is left then, in log γ: 8e-4. Steps are not to be shorter."""
 
 
 class Brownian(Noise):

@@ -119,7 +119,10 @@ class Solver(ABC):
     @property
     @abstractmethod
     def order(self) -> int:
-        """Order of global convergence in the step size, on smooth problems and smooth families of grids."""
+        """Order of global convergence in the step size, on smooth problems and smooth families of grids.
+
+        Of random methods it is that of the law at the end, from the exact law at the begin.
+        """
 
     @property
     def local_order(self) -> int:

@@ -56,8 +56,12 @@ class Maruyama(Wrapped):
 
     @property
     def order(self) -> int:
-        """1, along paths and in the mean, for noise that does not depend on the state."""
-        return min(1, self.inner.order)
+        """1 for one-step methods, 2 at most for others, on forms whose noise is exact like ``Localization``.
+
+        What a slope misses of the noise of its step, h² in the covariance, a multistep method makes good in
+        the steps after, when the slopes that it compares have seen it.
+        """
+        return min(2 if self.inner.reach else 1, self.inner.order)
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Take a step along the drift and add the noise of the interval."""
@@ -112,8 +116,8 @@ class Ancestral(Wrapped):
 
     @property
     def order(self) -> int:
-        """1, in the weak sense; that of the inner method without noise."""
-        return min(1, self.inner.order) if self.eta > 0.0 else self.inner.order
+        """That of the inner method: the exact flow keeps the law right, and so does the noise."""
+        return self.inner.order
 
     @property
     def random(self) -> bool:
@@ -144,6 +148,11 @@ class ReverseDiffusion(Ancestral):
     That is the variance β of DDPM (its authors' choice; σ̂ in DDIM), and on a variance-exploding schedule the
     reverse diffusion predictor x + (σ₀² - σ₁²) score + √(σ₀² - σ₁²) z (Song et al. 2021b, App. E).
     """
+
+    @property
+    def order(self) -> int:
+        """At most 1, as variances are h² too large in every step; that of the inner method without noise."""
+        return min(1, self.inner.order) if self.eta > 0.0 else self.inner.order
 
     def added(self, eq: Equation, t0: float, t1: float) -> float:
         """Return (α₀/α₁) √(γ₀² - γ₁²)."""

@@ -1,5 +1,6 @@
 """The certificate: it confirms the orders that theory gives, and does not confirm what is wrong."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 from analysis import orders, study
 from analysis.methods import FORMS, GRIDS, METHODS, Method, crossed
 from analysis.problems import PROBLEMS, between
-from solvers import Node, Taylor
+from analysis.recursion import moments
+from problems import VE, Gaussian, toy_mixture
+from solvers import EulerMaruyama, Node, Taylor
 from solvers.grids import alternating
 
 
@@ -85,16 +88,150 @@ def test_the_index_is_the_time_where_steps_are_equal_in_it(tmp_path):
     assert f_pndm["error"] == pytest.approx(ab4["error"], rel=1e-3)
 
 
+LAW_AND_PATHS = {
+    "euler-maruyama": (1, 1),
+    "ddpm": (1, 1),
+    "ddpm-beta": (1, 1),
+    "sde-dpm-solver++2m": (2, 1),
+    "sde-strang": (2, 1),
+    "dpm2-ancestral": (2, 1),
+    # N independent numbers of size 1/N add up to 1/√N.
+    "analytic-ddim": (1, 0.5),
+}
+
+
+@pytest.fixture(scope="module")
+def random(tmp_path_factory):
+    arguments = ["--samples", "64", "--forms", "ddim", "--grids", "quadratic", "--solvers", *LAW_AND_PATHS]
+    return run(tmp_path_factory.mktemp("random"), *arguments).set_index(["solver", "kind"])
+
+
+@pytest.mark.parametrize("name", LAW_AND_PATHS)
+def test_orders_of_random_methods(random, name):
+    """In law by theory for all data, along paths that of additive noise; moments have no sampling error."""
+    law, paths = LAW_AND_PATHS[name]
+    exact, ends = random.loc[(name, "moments")], random.loc[(name, "paths")]
+    assert (exact["order"], ends["order"]) == (law, paths)
+    assert (exact["verdict"], ends["verdict"]) == ("pass", "pass")
+    assert exact["slope"] == pytest.approx(law, abs=0.05)
+    assert exact["slope_high"] - exact["slope_low"] < 1e-12
+    assert ends["slope_low"] < ends["slope"] < ends["slope_high"]
+    assert ends["against"] == ("flow" if paths == 0.5 else "reverse SDE")
+
+
+def test_a_solution_of_its_own(tmp_path):
+    """DDIM(½) has less noise than the reverse SDE, so on no path does it come near that."""
+    arguments = ["--samples", "64", "--solvers", "ddim-eta0.5", "--forms", "ddim", "--grids", "log-snr"]
+    table = run(tmp_path, *arguments, "--strict").set_index("kind")
+    assert table.loc["paths", "against"] == "its own"
+    assert table["slope"].to_numpy() == pytest.approx([1.0, 1.0], abs=0.2)
+
+
+@dataclass(frozen=True)
+class TooSure(EulerMaruyama):
+    """The Euler–Maruyama method, with an order that it has not."""
+
+    @property
+    def order(self):
+        return 2
+
+
+@dataclass(frozen=True)
+class Elsewhere(EulerMaruyama):
+    """The Euler–Maruyama method on noise that is not that of the path: right in law only."""
+
+    def step(self, eq, y, s0, s1, past):
+        end, node = self.inner.step(eq, y, s0, s1, past)
+        return end + (s1 - s0) ** 0.5 * eq.fresh(y, s1), node
+
+
+def test_wrong_random_methods_fail(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "too-sure", Method(TooSure(), FORMS["localization"]))
+    monkeypatch.setitem(METHODS, "elsewhere", Method(Elsewhere(), FORMS["localization"]))
+    arguments = ["--samples", "32", "--finest", "48", "--grids", "quadratic", "--strict"]
+    table = run(tmp_path, *arguments, "--solvers", "too-sure", "elsewhere", code=1).set_index(
+        ["solver", "kind"]
+    )
+    assert table["verdict"].to_dict() == {
+        ("too-sure", "moments"): "FAIL",
+        ("too-sure", "paths"): "pass",
+        ("elsewhere", "moments"): "pass",
+        ("elsewhere", "paths"): "FAIL",
+    }
+    assert table.loc[("too-sure", "moments"), "slope"] == pytest.approx(1.0, abs=0.05)
+    # Independent distances vary by half their mean: 0.2 in the slope is a standard error of 32 samples.
+    assert table.loc[("elsewhere", "paths"), "slope"] == pytest.approx(0.0, abs=0.6)
+    assert "2 of 4 certificates pass" in capsys.readouterr().out
+
+
+def test_moments_of_ddpm_by_hand():
+    """x̂₀ = (y + cμ)/(w + c) with c = 1/s², so the variance of y grows by (1 + Δw/(w + c))² and Δw."""
+    mean = torch.tensor([0.3, -0.2], dtype=torch.float64)
+    problem = between(Gaussian(mean, 0.5), 0.7, 0.05)
+    alpha, gamma = problem.schedule.alpha, problem.schedule.gamma
+    times = GRIDS["quadratic"].times(7, problem.schedule).tolist()
+    w = [gamma(t) ** -2 for t in times]
+    m, variance = w[0] * mean, w[0] ** 2 * (0.25 + 1 / w[0])
+    for a, b in itertools.pairwise(w):
+        m = m + (b - a) * (m + 4 * mean) / (a + 4)
+        variance = variance * (1 + (b - a) / (a + 4)) ** 2 + b - a
+    found = moments(METHODS["ddpm"], problem, 7)
+    scale = alpha(times[-1]) / w[-1]
+    assert torch.allclose(found.mean, scale * m, rtol=1e-12)
+    expected = scale**2 * variance * torch.eye(2, dtype=torch.float64)
+    assert torch.allclose(found.covariance, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_moments_hold_correlations():
+    """Numbers of one direction that enter two coordinates: the covariance is S Sᵀ."""
+    mixing = torch.tensor([[1.0, 2.0], [0.0, 0.5]], dtype=torch.float64)
+
+    class Mixed(Taylor):
+        def step(self, eq, y, s0, s1, past):
+            return eq.normal(y, s0, s1) @ mixing.T + eq.fresh(y, s0)[:, :1] + 3.0, Node(s0, ())
+
+    problem = between(Gaussian(torch.zeros(2, dtype=torch.float64), 0.5), 0.7, 0.05)
+    found = moments(Method(Mixed(1), FORMS["pf"]), problem, 1)
+    assert found.mean.tolist() == [3.0, 3.0]
+    assert torch.allclose(found.covariance, mixing @ mixing.T + 1.0, rtol=1e-15)
+
+
+def test_what_has_no_order_has_a_reason():
+    def reasons(problem):
+        return {name: r for name, method in METHODS.items() if (r := orders.obstacle(method, problem))}
+
+    adaptive = {"rk45", "rk45-each", "taylor-each", "adaptive-sde"}
+    smooth = reasons(PROBLEMS["smooth"]())
+    assert set(smooth) == {*adaptive, "edm-churn", "vesde-pc", "genie"}
+    assert {name for name, reason in smooth.items() if "chooses its own steps" in reason} == adaptive
+    exploding = reasons(toy_mixture(VE()))
+    assert set(exploding) - set(smooth) == {"sde-sscs", "sde-strang"}
+    assert "preserves variance" in exploding["sde-strang"]
+
+
 @pytest.mark.slow
-def test_every_certificate_passes(tmp_path):
+def test_every_certificate_passes(tmp_path, capsys):
     table = run(tmp_path, "--strict")
-    assert (table["verdict"] == "pass").all()
-    certifiable = {name: m for name, m in METHODS.items() if orders.certifiable(m)}
+    problem = PROBLEMS["smooth"]()
+    certifiable = {name: m for name, m in METHODS.items() if not orders.obstacle(m, problem)}
     # Two names of one solver, like ttm2 and ttm2-pf, differ by their form, and all forms are there.
     solvers = {(m.solver, m.last) for m in certifiable.values()}
     assert solvers == {(METHODS[name].solver, METHODS[name].last) for name in table["solver"]}
-    counts = table[~table["form"].str.startswith("ideal")].groupby("solver").size()
+    ends = table[table["kind"] == "ends"]
+    assert (ends["verdict"] == "pass").all()
+    counts = ends[~ends["form"].str.startswith("ideal")].groupby("solver").size()
     assert (counts == 20).all()
+    for kind in ("moments", "paths"):
+        assert set(table["solver"][table["kind"] == kind]) == {n for n, m in certifiable.items() if m.random}
+    # Moments are exact with the optimal covariance, and where the flow of a Gaussian is a straight line.
+    exact = table[table["verdict"] != "pass"]
+    assert set(exact["verdict"]) == {"rounding"}
+    assert set(exact["kind"]) == {"moments"}
+    straight = exact["form"] == "preconditioned"
+    assert set(exact["form"][~straight]) == {"optimal-ddim", "optimal-ddpm"}
+    printed = capsys.readouterr().out
+    assert "Not certified" in printed
+    assert "edm-churn" in printed.split("Not certified")[1]
 
 
 def test_published_claims_are_held_against_what_is_measured(tmp_path, capsys):
@@ -119,7 +256,7 @@ def test_published_claims_are_held_against_what_is_measured(tmp_path, capsys):
 
 def test_claims_are_about_methods_and_mismatches_have_a_remark():
     for name, claim in orders.CLAIMS.items():
-        assert orders.certifiable(METHODS[name])
+        assert not orders.obstacle(METHODS[name], PROBLEMS["smooth"]())
         assert (METHODS[name].order < claim.order) == bool(claim.remark)
 
 
@@ -190,7 +327,8 @@ def test_a_second_run_measures_nothing(tmp_path, monkeypatch):
     "arguments",
     [
         ["--solvers", "rk45"],
-        ["--solvers", "euler-maruyama"],
+        ["--solvers", "edm-churn"],
+        ["--solvers", "optimal-ddpm", "--problem", "digits"],
         ["--start", "0.1", "--stop", "0.3"],
         ["--stop", "0.0001"],
         ["--start", "1.5"],
