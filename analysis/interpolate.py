@@ -31,7 +31,6 @@ from analysis.statistics import Bootstrap
 from analysis.study import Cell, Result, run
 from problems import Problem, denoise
 from problems.console import Parser, UsageError, positive
-from solvers.adaptive import Adaptive
 
 DEFAULT = ("ddim", "ttm2", "s-pndm")
 
@@ -110,7 +109,7 @@ def plan(session: Session) -> tuple[list[Row], list[str]]:
     """
     rows, reasons = [], []
     for name, method in session.methods().items():
-        if method.random or isinstance(method.solver, Adaptive):
+        if method.random or method.adaptive:
             why = "is stochastic and cannot encode" if method.random else "chooses its own steps"
             raise UsageError(f"{name} {why}; leave it out of --solvers")
         back = replace(method, denoise=True)

@@ -29,7 +29,6 @@ from analysis.study import Cell, frame, run
 from problems import Form
 from problems.console import Parser, UsageError, positive
 from solvers import LinearRule, Node
-from solvers.adaptive import Adaptive
 
 DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "ab2", "heun")
 FLOOR = 100.0
@@ -70,7 +69,7 @@ def experiment(session: Session) -> Sequence[Path]:
             )
     methods = session.methods()
     for name, method in methods.items():
-        if isinstance(method.solver, Adaptive) or method.random:
+        if method.adaptive or method.random:
             raise UsageError(f"{name} has no single deterministic step; leave it out of --solvers")
 
     plan = [

@@ -262,6 +262,11 @@ class Method:
         return self.form.random or self.solver.random
 
     @property
+    def adaptive(self) -> bool:
+        """Whether the method chooses its own steps, so that a grid is only a list of times to come by."""
+        return isinstance(self.solver, Adaptive)
+
+    @property
     def order(self) -> int:
         """The order of convergence on this form and grid, which ``analysis.orders`` certifies.
 
@@ -337,7 +342,14 @@ class Method:
             As in ``sample``.
         x
             States at the end of the schedule (t_cut), shape (n, *event).
+
+        Raises
+        ------
+        ValueError
+            If the method is random: its way back is not the way that it came.
         """
+        if self.random:
+            raise ValueError("a random method cannot encode")
         times = self.grid.times(steps, score.schedule).flip(0)
         return final(march(self.form.make(score, None), self.solvers(len(times) - 1), times, x)).x
 
@@ -369,7 +381,7 @@ class Method:
         ValueError
             If the budget is too small; the message says what the method needs.
         """
-        if isinstance(self.solver, Adaptive):
+        if self.adaptive:
             return 1
         if self.grid.steps is not None:
             paid = replace(self, grid=GRIDS["quadratic"]).steps(model, nfe, tariff)

@@ -40,7 +40,6 @@ from analysis.study import Arrays, Cell, Result, frame, run
 from problems import Gaussian, Problem
 from problems.console import Parser, UsageError, positive
 from problems.noise import LEAF
-from solvers.adaptive import Adaptive
 
 TOLERANCE = 0.25
 """How far a slope may lie from the declared order."""
@@ -149,7 +148,7 @@ def certificates(name: str, method: Method) -> list[Certificate]:
 
 def obstacle(method: Method, problem: Problem) -> str:
     """Return why a method has no order that could be seen on a problem; nothing if it has one."""
-    if isinstance(method.solver, Adaptive):
+    if method.adaptive:
         return "it chooses its own steps"
     if method.random and method.solver.order == 0:
         return "the noise of its steps does not vanish with their size, so its order is 0"

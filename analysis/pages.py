@@ -7,6 +7,7 @@ errors of end points from ``gte.csv``, weak errors from ``weak.csv`` in the fold
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -15,12 +16,11 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import tables
-from analysis.methods import FAMILIES, GRIDS, Method
+from analysis.methods import FAMILIES, GRIDS, METHODS, Method
 from analysis.problems import PROBLEMS
 from problems import Model
 from problems.console import Parser, UsageError, attempt
 from problems.files import atomically
-from solvers.adaptive import Adaptive
 
 MARK = re.compile(r"(<!-- methods: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NFE = 10
@@ -65,18 +65,17 @@ def filled(text: str, results: Path) -> str:
 
 def family(name: str, results: Path) -> pd.DataFrame:
     """Return the table of a family: a line per method, what is declared and what was measured."""
-    problem = PROBLEMS["digits"]()  # which has a head
+    network, mixture = PROBLEMS["digits"](), PROBLEMS["toy"]()
     orders, ends, weak = (_read(results / f"{file}.csv") for file in ("orders", "gte", "weak"))
     lines = [
         {
             "name": f"`{method}`",
-            "solver": f"`{spelled(m.solver)}`",
+            "solver": ", then ".join(f"`{spelled(s)}`" for s in (m.solver, *m.last)),
             "form": m.form.name,
-            **({} if _free(m) else {"order": str(m.order)}),
-            **_measured(orders, method, m),
-            "cost of N steps": cost(m, problem),
-            **_errors(ends, method),
-            **_weak(weak, method),
+            **_orders(orders, m),
+            "cost of N steps": cost(m, network if m.form.name == "distilled" else mixture),
+            **({} if m.random else _columns(ends, method, m, "error", "error")),
+            **(_columns(weak, method, m, "energy", "energy distance") if m.random else {}),
         }
         for method, m in FAMILIES[name].items()
     ]
@@ -100,7 +99,7 @@ def cost(method: Method, model: Model) -> str:
 
     A method that chooses its own steps has no such cost.
     """
-    if isinstance(method.solver, Adaptive):
+    if method.adaptive:
         return "as needed"
     few, more = (method.bill(model, n) for n in (16, 17))
     words = [_linear(few.nfe, more.nfe - few.nfe, 16, "N")]
@@ -118,45 +117,50 @@ def _linear(value: float, slope: float, at: int, name: str) -> str:
     return f"{product}{sign}".strip() or "0"
 
 
-def _free(method: Method) -> bool:
-    """Return whether a method has no order to be certified."""
-    return method.random or isinstance(method.solver, Adaptive)
-
-
 def _read(path: Path) -> pd.DataFrame | None:
     return pd.read_csv(path) if path.exists() else None
 
 
-def _measured(orders: pd.DataFrame | None, name: str, method: Method) -> dict[str, str]:
-    """Return the slopes on the method's own form: the range over smooth grids, and that on a rough one."""
-    if orders is None or _free(method):
+def _orders(orders: pd.DataFrame | None, method: Method) -> dict[str, str]:
+    """Return what is declared, and the slopes on the method's own form: on smooth grids, and on a rough one."""
+    if method.adaptive:
         return {}
-    rows = orders[(orders["solver"] == name) & (orders["form"] == method.form.name) & orders["slope"].notna()]
-    smooth = rows["grid"].map(lambda grid: GRIDS[grid].smooth)
-    parts = {"measured": rows["slope"][smooth], "on rough grids": rows["slope"][~smooth]}
+    declared = {"order": f"{method.order:g}"}
+    if orders is None:
+        return declared
+    # A solver is certified once, under the first of its names.
+    names = [n for n, m in METHODS.items() if (m.solver, m.last) == (method.solver, method.last)]
+    here = orders["solver"].isin(names) & (orders["form"] == method.form.name)
+    rows = orders[here & orders["slope"].notna()]
+    smooth, paths = rows["grid"].map(lambda grid: GRIDS[grid].smooth).astype(bool), rows["kind"] == "paths"
+    parts = {"measured": smooth & ~paths, "on rough grids": ~smooth & ~paths, "along paths": smooth & paths}
     return {
-        column: f"{part.min():.2f}" + (f" to {part.max():.2f}" if len(part) > 1 else "")
-        for column, part in parts.items()
-        if len(part)
+        **declared,
+        **{column: _range(rows["slope"][part]) for column, part in parts.items() if part.any()},
     }
 
 
-def _errors(ends: pd.DataFrame | None, name: str) -> dict[str, str]:
-    if ends is None:
+def _range(slopes: pd.Series[float]) -> str:
+    low, high = f"{slopes.min():.2f}", f"{slopes.max():.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _columns(
+    results: pd.DataFrame | None, name: str, method: Method, column: str, words: str
+) -> dict[str, str]:
+    """Return what was measured for a method under the budget, by grid; or as it was, where it had none."""
+    if results is None:
         return {}
-    rows = ends[(ends["solver"] == name) & ends["error"].notna()]
-    if "nfe_budget" in rows:
-        rows = rows[rows["nfe_budget"].isna() | (rows["nfe_budget"] == NFE)]
+    if "nfe_budget" not in results:
+        raise UsageError(f"the results are by steps; measure them again with --nfe {NFE}")
+    rows = results[(results["solver"] == name) & (results["form"] == method.form.name)]
+    rows = rows[~rows["afs"] & ~rows["denoise"] & rows[column].notna()]
+    rows = rows[rows["nfe_budget"].isna() | (rows["nfe_budget"] == NFE)]
     return {
-        f"error, {row['grid']}": tables.cell(row, "error")
-        for _, row in rows.drop_duplicates("grid").iterrows()
+        f"{words}, {row['grid']}": tables.cell(row, column)
+        + (f" at {row['nfe']:.3g} NFE" if math.isnan(row["nfe_budget"]) else "")
+        for _, row in rows.iterrows()
     }
-
-
-def _weak(weak: pd.DataFrame | None, name: str) -> dict[str, str]:
-    if weak is None:
-        return {}
-    return {}
 
 
 def command(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,6 @@ from analysis.problems import has_head
 from analysis.rows import BUDGETS, Row, add_budget, plan, tariff
 from analysis.statistics import Bootstrap, Interval
 from problems.console import Parser, UsageError
-from solvers.adaptive import Adaptive
 
 ROUNDS = ((1 / 16, 80), (1 / 4, 20))
 """Share of the samples in each round of choosing, and how many candidates may stay."""
@@ -120,7 +119,7 @@ def race(session: Session, budget: int) -> pd.DataFrame:
 
 def competes(method: Method) -> bool:
     """Return whether a method has an end point to be judged by, and steps for a budget to buy."""
-    return not (method.random or isinstance(method.solver, Adaptive))
+    return not (method.random or method.adaptive)
 
 
 def _errors(session: Session, rows: Sequence[Row]) -> Any:

@@ -15,7 +15,6 @@ from analysis.cli import Session
 from analysis.methods import Grid, Method
 from problems import Problem, Tariff
 from problems.console import Parser, UsageError, positive
-from solvers.adaptive import Adaptive
 
 BUDGETS = (5, 10, 15, 20, 25)
 BILLS = {"nfe": (False,), "cost": (True,), "both": (False, True)}
@@ -111,7 +110,7 @@ def plan(session: Session, budgets: Sequence[int], *, encode: bool = False) -> l
     for name, method in session.crossed():
         if encode and method.random:
             raise UsageError(f"{name} is stochastic and cannot encode; leave it out of --solvers")
-        if isinstance(method.solver, Adaptive):
+        if method.adaptive:
             method = replace(method, grid=WHOLE)
         for afs in SWITCH[args.afs]:
             for denoised in SWITCH[args.denoise]:
@@ -132,7 +131,7 @@ def plan(session: Session, budgets: Sequence[int], *, encode: bool = False) -> l
         for method, name in methods.items()
         for billed in BILLS[args.bill]
         if not billed or _derivatives(session.problem, method) or args.bill == "cost"
-        for budget in ([None] if isinstance(method.solver, Adaptive) else dict.fromkeys(budgets))
+        for budget in ([None] if method.adaptive else dict.fromkeys(budgets))
     ]
     if all(row.note for row in rows):
         most = rows[-1]
@@ -148,7 +147,7 @@ def tariff(problem: Problem) -> Tariff:
 
 def _derivatives(problem: Problem, method: Method) -> bool:
     """Return whether a method of given steps pays for anything but evaluations."""
-    if isinstance(method.solver, Adaptive):
+    if method.adaptive:
         return False
     bill = method.bill(problem, max(1, method.solver.reach))
     return bill.jvp + bill.head > 0

@@ -38,7 +38,6 @@ from analysis.study import Arrays, Cell, run
 from problems import Problem
 from problems.console import Parser, UsageError, positive
 from solvers import Node
-from solvers.adaptive import Adaptive
 from solvers.grids import log_snr, power
 
 DEFAULT = ("ddim", "ttm2", "ab2", "dpm-solver++2m")
@@ -252,7 +251,7 @@ def _rows(session: Session, budgets: Sequence[int]) -> list[tuple[str, Method, i
     """Return name, method, budget and steps of everything to be fitted."""
     rows = []
     for name, method in session.methods().items():
-        if isinstance(method.solver, Adaptive) or method.random or not method.form.exact:
+        if method.adaptive or method.random or not method.form.exact:
             raise UsageError(f"{name} takes no deterministic steps of a grid; leave it out of --solvers")
         for nfe in budgets:
             try:

@@ -260,7 +260,7 @@ class LangevinCorrector(Wrapped):
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Correct the state at s0, and take a step of the predictor."""
         gamma = eq.schedule.gamma(eq.t(s0))
-        for stream in range(1, self.steps + 1):
+        for stream in range(2, self.steps + 2):  # the first is that of churn
             z, score = eq.fresh(y, s0, stream), eq.eps(y, s0) / -gamma
             delta = 2.0 * (self.snr * _norm(z) / _norm(score)) ** 2
             y = moved(eq, y, s0, s0, delta * score + torch.sqrt(2.0 * delta) * z)

@@ -61,12 +61,32 @@ def test_a_table_takes_the_place_of_the_old_one(tmp_path):
 
 def test_measured_orders_come_from_the_results(tmp_path):
     slopes = {"linear": 1.98, "quadratic": 2.01, "rough": 1.5}
-    rows = [{"solver": "heun", "form": "ddim", "grid": g, "slope": s} for g, s in slopes.items()]
-    rows.append({"solver": "heun", "form": "pf", "grid": "linear", "slope": 9.0})
+    about = {"solver": "heun", "form": "ddim", "kind": "ends"}
+    rows = [{**about, "grid": g, "slope": s} for g, s in slopes.items()]
+    rows.append({**about, "form": "pf", "grid": "linear", "slope": 9.0})
     pd.DataFrame(rows).to_csv(tmp_path / "orders.csv")
     (line,) = [line for line in filled(PAGE, tmp_path).splitlines() if "`heun`" in line]
     assert "1.98 to 2.01" in line
     assert "1.50" in line
+
+
+def test_errors_are_those_under_the_budget_on_the_form_of_the_method(tmp_path):
+    about = {"solver": "heun", "form": "ddim", "afs": False, "denoise": False, "nfe": 10, "nfe_budget": 10}
+    right = {**about, "grid": "quadratic", "error": 0.25, "error_low": 0.2, "error_high": 0.3}
+    wrong = [
+        {**right, **other, "error": 9.0} for other in ({"form": "pf"}, {"afs": True}, {"nfe_budget": 20})
+    ]
+    pd.DataFrame([right, *wrong]).to_csv(tmp_path / "gte.csv")
+    page = filled(PAGE, tmp_path)
+    assert "error, quadratic" in page
+    assert "0.250 [0.200, 0.300]" in page
+    assert "9.0" not in page
+
+
+def test_results_by_steps_are_refused(tmp_path):
+    pd.DataFrame([{"solver": "heun", "error": 1.0}]).to_csv(tmp_path / "gte.csv")
+    with pytest.raises(ValueError, match="--nfe 10"):
+        filled(PAGE, tmp_path)
 
 
 def test_unknown_families_and_empty_folders_are_refused(tmp_path, capsys):
