@@ -10,9 +10,11 @@ import platform
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis import plots, tables
-from analysis.methods import ALIASES, FLOWS, FORMS, GRIDS, METHODS, Grid, Method, crossed, grid_of
+from analysis.methods import ALIASES, FAMILIES, FLOWS, FORMS, GRIDS, METHODS, Grid, Method, crossed, grid_of
 from analysis.problems import DTYPES, PROBLEMS, has_head, latents, prepared
 from analysis.reference import reference
 from analysis.study import Store, package_version
@@ -53,17 +55,35 @@ def parser(name: str, description: str, examples: str) -> Parser:
     return p
 
 
-def add_solvers(p: Parser, default: Sequence[str], *, heads: bool = False) -> None:
-    """Add ``--solvers``; with ``heads``, the default is left to ``Session.usual``."""
-    usual = f" (default: {' '.join(default)}, and genie where the network has a head)" if heads else ""
+def add_solvers(p: Parser, default: Sequence[str] | None, *, heads: bool = False) -> None:
+    """Add ``--solvers``; with ``heads`` the default is left to ``Session.usual``, and None to the command."""
+    usual = "" if default else " (default: all that solve the problem's flow)"
+    if default and heads:
+        usual = f" (default: {' '.join(default)}, and genie where the network has a head)"
     p.add_argument(
         "--solvers",
         nargs="+",
-        default=None if heads else list(default),
+        default=list(default) if default and not heads else None,
         metavar="NAME",
-        help=f"methods to compare: {', '.join(METHODS)}; also known as "
-        f"{', '.join(f'{alias} = {name}' for alias, name in ALIASES.items())}{usual}",
+        help=f"methods to compare, of those listed below{usual}",
     )
+    p.epilog = f"{p.epilog}\n\n{_listed()}"
+
+
+def _listed() -> str:
+    """Return the end of a help text: the names of all methods by family, and their other names."""
+    alike: dict[str, list[str]] = {}
+    for alias, name in ALIASES.items():
+        alike.setdefault(name, []).append(alias)
+    lines = {family: " ".join(members) for family, members in FAMILIES.items()}
+    lines["also known as"] = ", ".join(f"{name} = {' = '.join(others)}" for name, others in alike.items())
+    paragraphs = [
+        textwrap.fill(
+            f"{title}: {names}", 78, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+        )
+        for title, names in lines.items()
+    ]
+    return "\n".join(["methods, by family (docs/methods says what they are):", *paragraphs])
 
 
 def add_factors(p: Parser, forms: Sequence[str] | None, grids: Sequence[str]) -> None:
@@ -86,12 +106,16 @@ def add_factors(p: Parser, forms: Sequence[str] | None, grids: Sequence[str]) ->
 
 
 V = TypeVar("V")
+MANY = 20
+"""From a longer table than this a mistake is answered with the names that are like it."""
 
 
 def named(kind: str, table: dict[str, V], name: str) -> V:
     """Look a name up in one of the suite's tables."""
     if name not in table:
-        raise UsageError(f"unknown {kind} {name!r}; choose from {', '.join(table)}")
+        near = get_close_matches(name, table, n=5) if len(table) > MANY else list(table)
+        advice = f"choose from {', '.join(near)}" if near else "choose one that --help lists"
+        raise UsageError(f"unknown {kind} {name!r}; {advice}")
     return table[name]
 
 

@@ -122,7 +122,7 @@ def _read(path: Path) -> pd.DataFrame | None:
 
 
 def _orders(orders: pd.DataFrame | None, method: Method) -> dict[str, str]:
-    """Return what is declared, and the slopes on the method's own form: on smooth grids, and on a rough one."""
+    """Return what is declared, and the slopes on the method's own form, on smooth grids and rough ones."""
     if method.adaptive:
         return {}
     declared = {"order": f"{method.order:g}"}

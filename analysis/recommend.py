@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import plots, tables
-from analysis.cli import Session, add_factors, main, parser
+from analysis.cli import Session, add_factors, add_solvers, main, parser
 from analysis.ends import Ends
 from analysis.methods import FLOWS, METHODS, Method
 from analysis.problems import has_head
@@ -44,9 +44,7 @@ def arguments() -> Parser:
         "  python -m analysis.recommend --problem digits --samples 320 --nfe 10 --afs both\n"
         "  python -m analysis.recommend --nfe 10 --solvers ddim ttm2 unipc3 --bill nfe",
     )
-    p.add_argument(
-        "--solvers", nargs="+", metavar="NAME", help="candidates (default: all that solve the problem's flow)"
-    )
+    add_solvers(p, None)
     add_factors(p, FLOWS, ("linear", "quadratic", "log-snr", "edm"))
     add_budget(p)
     p.set_defaults(bill="cost")

@@ -34,7 +34,7 @@ MISTAKES = {
     "lte --t 2": "outside (0.001, 1]",
     "lte --t 0.001": "outside (0.001, 1]",
     "lte --t soon": "invalid float value: 'soon'",
-    "lte --solvers genius": "unknown solver 'genius'; choose from ddim, ttm2",
+    "lte --solvers genius": "unknown solver 'genius'; choose from genie",
     "lte --solvers genie": "has no distilled head",
     "overhead --problem toy": "is no network; choose one, such as --problem digits",
     "gte --problem nowhere.safetensors": "nowhere.safetensors is missing",
