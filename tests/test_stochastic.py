@@ -304,7 +304,7 @@ def pc_sampler(score, times, x, corrections, snr, seed=1):
     for t, s in pairs(times):
         g0, g1 = score.schedule.gamma(t), score.schedule.gamma(s)
         for i in range(corrections):
-            grad, noise = -score(x, t) / g0, Brownian(seed).at(x, g0, i + 1)
+            grad, noise = -score(x, t) / g0, Brownian(seed).at(x, g0, i + 2)
             norms = [v.reshape(len(v), -1).norm(dim=-1).mean() for v in (noise, grad)]
             step = (snr * norms[0] / norms[1]) ** 2 * 2
             x = x + step * grad + torch.sqrt(step * 2) * noise
