@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Literal
 
@@ -355,9 +355,7 @@ class Method:
 
     def bill(self, model: Model, steps: int) -> Bill:
         """Return what ``steps`` steps would cost on the model, found by doing them on a free copy of it."""
-        rehearsal = _Rehearsal(model)
-        self.sample(rehearsal, steps, torch.zeros(1, 1, dtype=torch.float64))
-        return rehearsal.spent
+        return _rehearsed(replace(self, grid=GRIDS["quadratic"]), model, steps)
 
     def steps(self, model: Model, nfe: int, tariff: Tariff = Tariff()) -> int:
         """Return the most steps that a budget pays for.
@@ -389,9 +387,7 @@ class Method:
                 raise ValueError(f"has a grid of {self.grid.steps} steps, and {nfe} NFE pay for {paid}")
             return paid
 
-        @cache
-        def bill(steps: int) -> Bill:
-            return self.bill(model, steps)
+        bill = partial(self.bill, model)
 
         def affordable(steps: int) -> bool:
             cost = bill(steps).cost(tariff)
@@ -440,6 +436,14 @@ class _Rehearsal(Source):
 def _free(variance: Variance) -> Variance:
     """Return zeros in the place of the variances that a model has."""
     return lambda xbar, gamma: torch.zeros_like(xbar)
+
+
+@lru_cache(maxsize=4096)
+def _rehearsed(method: Method, model: Model, steps: int) -> Bill:
+    """Return the bill of a method, which is the same on every grid; races ask for it thousands of times."""
+    rehearsal = _Rehearsal(model)
+    method.sample(rehearsal, steps, torch.zeros(1, 1, dtype=torch.float64))
+    return rehearsal.spent
 
 
 def _on_equal_steps(solver: Solver) -> Solver:

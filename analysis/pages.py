@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -173,8 +174,8 @@ def command(argv: Sequence[str] | None = None) -> int:
         if not pages:
             raise UsageError(f"there are no pages in {args.pages}; type their folder after --pages")
         for page in pages:
-            text = filled(page.read_text(), args.results)
-            atomically(page, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+            text = filled(page.read_text(encoding="utf-8"), args.results)
+            atomically(page, partial(Path.write_text, data=text, encoding="utf-8"))
 
     return attempt(p, action, "pages that were written are whole")
 

@@ -478,7 +478,10 @@ def test_orders_where_the_solution_is_known(name):
     x = 3.0 * start(problem)
     mean = torch.tensor([0.3, -0.2], dtype=F64)
     exact = mean + (x - mean) * math.sqrt((0.25 + 0.2**2) / (0.25 + 3.0**2))
-    times = lambda n: grids.edm(n, schedule, 3.0, 3.0, 0.2)  # noqa: E731
+
+    def times(n):
+        return grids.edm(n, schedule, 3.0, 3.0, 0.2)
+
     value = slope(DDIM, CLOSED[name], problem, x, exact, times, (200, 400))
     assert value == pytest.approx(CLOSED[name].order, abs=0.2)
 
@@ -511,7 +514,10 @@ def test_declared_orders(solver, order, short):
     """What starts, clocks and predictors leave, on a short interval, where starts are felt."""
     assert solver.order == order
     problem, x, exact = short
-    times = lambda n: grids.log_snr(n, problem.schedule, 0.3, 0.1)  # noqa: E731
+
+    def times(n):
+        return grids.log_snr(n, problem.schedule, 0.3, 0.1)
+
     steps = (20, 40) if order > 3 else (60, 120)
     value = slope(DDIM, solver, problem, x, exact, times, steps)
     assert value == pytest.approx(order, abs=0.25)

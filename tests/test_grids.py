@@ -90,7 +90,10 @@ def test_cosine_steps_are_those_of_the_cosine_schedule():
 def test_sigmoid_steps_are_those_of_the_sigmoid_schedule():
     """Chen (2023): ᾱ(τ) = (σ(3) - σ(6τ - 3))/(σ(3) - σ(-3)), typed; equal steps in τ."""
     gamma = VP_.gamma(grids.sigmoid(12, VP_))
-    sig = lambda v: 1 / (1 + math.exp(-v))  # noqa: E731
+
+    def sig(v):
+        return 1 / (1 + math.exp(-v))
+
     level = sig(3) - (sig(3) - sig(-3)) / (1 + gamma**2)
     tau = (torch.log(level / (1 - level)) + 3) / 6
     assert torch.allclose(tau.diff(), tau.diff().mean().expand(12), rtol=1e-9)
