@@ -27,10 +27,12 @@ from analysis.rows import (
     Row,
     add_budget,
     common,
+    cost,
     interval_of,
     plan,
     reasons,
     tariff,
+    titled,
     varying,
     wide,
     word,
@@ -183,7 +185,7 @@ def _middle(row: Any) -> str:
 def draw(table: pd.DataFrame, session: Session) -> Figure:
     """Draw error against NFE: a column of panels per grid, a row per form (if crossed) and other factor."""
     factors = [*(["form"] if session.args.forms else []), "afs", "denoise", "billed"]
-    rows = table[table["note"] == ""].assign(cost=lambda r: _cost(r, tariff(session.problem)))
+    rows = table[table["note"] == ""].assign(cost=lambda r: cost(r, tariff(session.problem)))
     grids = [g for g in dict.fromkeys(rows["grid"]) if g != WHOLE.name] or [WHOLE.name]
     measures = {"error": "mean $L_2$ error", "feature_error": "error in features"}
     lines = [
@@ -205,7 +207,7 @@ def draw(table: pd.DataFrame, session: Session) -> Figure:
                 shown = here[here["grid"].isin([grid, WHOLE.name])]
                 place = "cost" if variant["billed"] else "nfe"
                 plots.curves(ax, shown, place, measure, band=band, among=list(rows["solver"]))
-                ax.set(xscale="log", yscale="log", title=_title(grid, variant))
+                ax.set(xscale="log", yscale="log", title=titled(grid, variant))
                 ax.set_xticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
                 ax.set_xticks([], minor=True)
                 ax.set_xlim(0.9 * rows["nfe"].min(), 1.1 * rows["nfe"].max())
@@ -214,19 +216,6 @@ def draw(table: pd.DataFrame, session: Session) -> Figure:
             ax.set_xlabel("NFE each way" if session.args.encode else "NFE")
         plots.legend_below(figure, list(axes.flat), columns=4)
         return figure
-
-
-def _cost(rows: pd.DataFrame, tariff: Tariff) -> pd.Series[float]:
-    cost: pd.Series[float] = rows["nfe"] + tariff.jvp * rows["jvp"] + tariff.head * rows["head"]
-    return cost
-
-
-def _title(grid: str, variant: Any) -> str:
-    words = [f"{grid} grid"]
-    if "form" in variant:
-        words.append(f"{variant['form']} form")
-    extras = {"afs": "AFS", "denoise": "denoised", "billed": "all billed"}
-    return ", ".join(words + [word for name, word in extras.items() if variant[name]])
 
 
 def command(argv: Sequence[str] | None = None) -> int:

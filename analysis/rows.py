@@ -197,6 +197,19 @@ def word(value: Any) -> str:
     return ("off", "on")[bool(value)] if isinstance(value, bool | np.bool_) else str(value)
 
 
+def cost(rows: pd.DataFrame, costs: Tariff) -> pd.Series[float]:
+    """Return what each row cost, derivatives billed, in evaluations."""
+    total: pd.Series[float] = rows["nfe"] + costs.jvp * rows["jvp"] + costs.head * rows["head"]
+    return total
+
+
+def titled(grid: str, variant: Any) -> str:
+    """Return the title of a panel: its grid, the form if they are crossed, and what else is not as usual."""
+    words = [f"{grid} grid", *([f"{variant['form']} form"] if "form" in variant else [])]
+    extras = {"afs": "AFS", "denoise": "denoised", "billed": "all billed"}
+    return ", ".join(words + [text for name, text in extras.items() if variant[name]])
+
+
 def reasons(table: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the methods that have nothing to measure, each with the reason."""
     rows = table[table["note"] != ""]

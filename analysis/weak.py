@@ -34,6 +34,7 @@ from analysis.rows import (
     interval_of,
     plan,
     reasons,
+    titled,
     varying,
     wide,
     word,
@@ -288,7 +289,7 @@ def draw(table: pd.DataFrame, names: Sequence[str], forms: bool) -> Figure:
                 plots.curves(ax, shown, "nfe", name, band=band, among=list(rows["solver"]))
                 low, high = floor[f"{name}_low"], floor[f"{name}_high"]
                 ax.axhspan(low, high, color="0.4", alpha=0.25, linewidth=0, label="exact samples")
-                ax.set(xscale="log", yscale="log", title=_title(grid, variant))
+                ax.set(xscale="log", yscale="log", title=titled(grid, variant))
                 ax.set_ylim(bottom=0.5 * high)
                 ax.set_xticks([5, 10, 20, 50, 100, 200], ["5", "10", "20", "50", "100", "200"])
                 ax.set_xticks([], minor=True)
@@ -298,12 +299,6 @@ def draw(table: pd.DataFrame, names: Sequence[str], forms: bool) -> Figure:
             ax.set_xlabel("NFE")
         plots.legend_below(figure, list(axes.flat), columns=4)
         return figure
-
-
-def _title(grid: str, variant: Any) -> str:
-    words = [f"{grid} grid", *([f"{variant['form']} form"] if "form" in variant else [])]
-    extras = {"afs": "AFS", "denoise": "denoised", "billed": "all billed"}
-    return ", ".join(words + [text for name, text in extras.items() if variant[name]])
 
 
 def command(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from analysis import plots, tables
 from analysis.cli import Session, add_factors, add_solvers, main, parser
 from analysis.ends import Ends
-from analysis.rows import BUDGETS, Row, add_budget, plan, tariff
+from analysis.rows import BUDGETS, Row, add_budget, cost, plan, tariff
 from analysis.statistics import Bootstrap
 from analysis.study import Cell, Result, run
 from problems.console import Parser
@@ -125,7 +125,7 @@ def tabulated(
         [{**session.config, **row.factors, "budget": row.budget, "steps": row.steps or None} for row in rows]
     ).assign(
         **bills,
-        cost=bills["nfe"] + costs.jvp * bills["jvp"] + costs.head * bills["head"],
+        cost=lambda rows: cost(rows, costs),
         seconds=1000.0 * took / session.args.samples,
         **Bootstrap(session.args.samples).means(errors).columns("error"),
         reference_error=[float(r.arrays["reference_error"]) for r in results],
