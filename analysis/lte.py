@@ -9,45 +9,39 @@ beside the measurement.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from analysis import plots, tables
-from analysis.cli import Session, add_solvers, main, parser
-from analysis.methods import Method
-from analysis.reference import Reference, reference
-from analysis.statistics import Bootstrap, Slope, medians, slope
-from analysis.study import Cell, frame, run
-from problems import Form
+from analysis.command.arguments import add_solvers
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.fits import stands
+from analysis.measure.statistics import Bootstrap, Slope, medians, slope
+from analysis.measure.steps import end_of, single_step, stops_of
+from analysis.methods import Method, chosen
+from analysis.methods.table import Asked
+from analysis.show import plots, tables
+from analysis.study.cells import Cell, Study, frame, measured
+from analysis.study.values import Aside
+from problems import Problem
 from problems.console import Parser, UsageError, positive
-from solvers import LinearRule, Node
 
 DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "ab2", "heun")
-FLOOR = 100.0
-"""A measured error counts where it is this many times the error of the reference."""
+TIMES = (0.1, 0.2, 0.5)
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "lte",
-        "Local truncation error of single steps, on the exact solution (Figs. 3 and 10 of the paper).",
-        "  python -m analysis.lte --t 0.1 0.2 0.5\n"
-        "  python -m analysis.lte --t 0.3 --solvers ddim ttm2 adams22 rk4\n"
-        "  python -m analysis.lte --problem digits-mixture --samples 200 --points 9",
-    )
-    p.add_argument("--t", nargs="+", type=float, default=[0.1, 0.2, 0.5], help="times at which steps begin")
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
+    p.add_argument("--t", nargs="+", type=float, default=list(TIMES), help="times at which steps begin")
     p.add_argument("--points", type=positive, default=25, help="step sizes per time, from 1e-4 to t - t_cut")
     add_solvers(p, DEFAULT)
-    return p
 
 
 def step_sizes(t: float, stop: float, points: int) -> list[float]:
@@ -59,59 +53,84 @@ def step_sizes(t: float, stop: float, points: int) -> list[float]:
     return sizes
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write table and figure."""
-    args, schedule = session.args, session.problem.schedule
-    for t in args.t:
+def local_errors(
+    problem: Case | Problem | str | Path,
+    methods: Asked | Sequence[Asked] | Mapping[str, Method] = DEFAULT,
+    t: Sequence[float] = TIMES,
+    points: int = 25,
+    study: Study | None = None,
+) -> pd.DataFrame:
+    """Return the local errors of methods as a tidy table: a row for each time, step size and method.
+
+    Parameters
+    ----------
+    problem
+        What is solved; anything that ``Case`` takes, or a case.
+    methods
+        The methods; see ``analysis.methods.chosen``.
+    t
+        Times at which steps begin.
+    points
+        Number of step sizes for each time; see ``step_sizes``.
+    study
+        Where results are kept; nowhere by default.
+
+    Returns
+    -------
+    Columns ``error`` (mean L2 in x), ``median``, each with its 95% interval, ``theory`` (the leading term of
+    linear rules), ``nfe``, ``jvp``, and what tells the rows apart. Rows of a method whose past would begin
+    before the schedule are left out.
+
+    Raises
+    ------
+    ValueError
+        If a time is outside the schedule, or a method takes no deterministic steps.
+    """
+    return _measured(case_of(problem), chosen(methods), t, points, study or Study())[0]
+
+
+def _measured(
+    case: Case, methods: Mapping[str, Method], times: Sequence[float], points: int, study: Study
+) -> tuple[pd.DataFrame, Any]:
+    """Return the tidy table and the errors behind it, (rows, samples)."""
+    schedule = case.problem.schedule
+    for t in times:
         if not schedule.stop < t <= schedule.start:
-            raise UsageError(
+            raise ValueError(
                 f"--t {t:g} is outside ({schedule.stop:g}, {schedule.start:g}], where the steps can begin"
             )
-    methods = session.methods()
     for name, method in methods.items():
         if method.adaptive or method.random:
-            raise UsageError(f"{name} has no single deterministic step; leave it out of --solvers")
-
+            raise ValueError(f"{name} has no single deterministic step; leave it out of --solvers")
     plan = [
         (name, t, dt)
-        for t in dict.fromkeys(args.t)
-        for dt in step_sizes(t, schedule.stop, args.points)
+        for t in dict.fromkeys(times)
+        for dt in step_sizes(t, schedule.stop, points)
         for name, method in methods.items()
         if t + method.solver.reach * dt <= schedule.start
     ]
-
-    @cache
-    def exact() -> tuple[Reference, dict[float, int]]:
-        reach = max(m.solver.reach for m in methods.values())
-        times = {schedule.start}
-        for t in args.t:
-            for dt in step_sizes(t, schedule.stop, args.points):
-                times |= {_end(t, dt, schedule.stop), *(t + j * dt for j in range(reach + 1))}
-        ordered = sorted((t for t in times if t <= schedule.start), reverse=True)
-        return reference(session.problem, session.latents(), ordered, tolerance=1e-13), {
-            t: i for i, t in enumerate(ordered)
-        }
-
-    def measure(name: str, t: float, dt: float) -> dict[str, Any]:
-        solution, index = exact()
-        return single_step(session, methods[name], solution, index, t, dt)
-
+    reach = max(m.solver.reach for m in methods.values())
+    needed = {
+        stop
+        for t in times
+        for dt in step_sizes(t, schedule.stop, points)
+        for stop in stops_of(t, dt, reach, schedule.stop)
+    }
+    stops = Aside(tuple(sorted((stop for stop in needed if stop < schedule.start), reverse=True)))
     cells = [
         Cell(
-            {**session.config, "solver": name, "t": t, "dt": dt},
-            (*methods[name].parts, *session.parts, single_step),
-            partial(measure, name, t, dt),
+            {**case.config, "solver": name, "t": t, "dt": dt},
+            single_step,
+            {"case": case, "method": methods[name], "t": t, "dt": dt, "times": stops},
         )
         for name, t, dt in plan
     ]
-    results = run("lte", cells, session.store, fresh=args.fresh)
+    results = measured(study.run("lte", cells))
 
-    bootstrap = Bootstrap(args.samples)
     errors = np.stack([r.arrays["error"] for r in results])
-    mean, median = bootstrap.means(errors), medians(errors)
-    alpha = [schedule.alpha(_end(r.config["t"], r.config["dt"], schedule.stop)) for r in results]
+    mean, median = Bootstrap(case.samples).means(errors), medians(errors)
+    alpha = [schedule.alpha(end_of(r.config["t"], r.config["dt"], schedule.stop)) for r in results]
     nfe = [int(r.arrays["nfe"]) for r in results]
-    theory = [float(r.arrays["theory"].mean()) if "theory" in r.arrays else math.nan for r in results]
     table = frame(
         results,
         nfe=nfe,
@@ -123,117 +142,49 @@ def experiment(session: Session) -> Sequence[Path]:
         median_low=median.low,
         median_high=median.high,
         error_xbar=mean.value / np.array(alpha),
-        theory=theory,
+        theory=[float(r.arrays["theory"].mean()) if "theory" in r.arrays else math.nan for r in results],
         dt_per_nfe=[r.config["dt"] / n for r, n in zip(results, nfe, strict=True)],
         error_per_nfe=mean.value / np.array(nfe),
         reference_error=[float(r.arrays["reference_error"]) for r in results],
     )
-    report(table, errors, methods, bootstrap, torch.finfo(session.dtype).eps)
-    return session.save(table, draw(table))
+    return table, errors
 
 
-def _end(t: float, dt: float, stop: float) -> float:
-    """Return the end of a step; the longest ends at the cut-off, to the last bit."""
-    return stop if math.isclose(t - dt, stop, rel_tol=1e-9) else t - dt
-
-
-def single_step(
-    session: Session, method: Method, solution: Reference, index: dict[float, int], t: float, dt: float
-) -> dict[str, Any]:
-    """Measure one cell: the error of one step of every trajectory, in data space.
-
-    Parameters
-    ----------
-    session
-        The run.
-    method
-        The method; its grid does not matter.
-    solution, index
-        The exact solution, and where in it each time is.
-    t, dt
-        Begin and size of the step.
-
-    Returns
-    -------
-    Arrays by name: the L2 errors (samples,), the bill, the error of the reference and, for linear rules, the
-    norm of the leading term of the error (samples,).
-    """
-    end = _end(t, dt, session.problem.schedule.stop)
-    eq = method.form.make(session.working, None)
-    state = {j: session.cast(solution.x[index[t + j * dt]]) for j in range(method.solver.reach + 1)}
-    y, s0, s1 = eq.enter(state[0], t), eq.s(t), eq.s(end)
-    past: list[Node] = []
-    for j in range(1, method.solver.reach + 1):
-        # A step of the method itself, for the node that it would remember there.
-        time = t + j * dt
-        past.append(method.solver.step(eq, eq.enter(state[j], time), eq.s(time), s0, ())[1])
-    before = eq.spent
-    stepped, _ = method.solver.step(eq, y, s0, s1, tuple(past))
-    bill = eq.spent - before
-    arrays = {
-        "error": _norm(eq.leave(stepped, end).double().cpu() - solution.x[index[end]]),
-        "nfe": np.array(bill.nfe),
-        "jvp": np.array(bill.jvp),
-        "reference_error": np.array(solution.error),
-    }
-    if isinstance(method.solver, LinearRule) and method.form.exact:
-        arrays["theory"] = leading_term(method.solver, eq, y, end, [s0, *(node.s for node in past)])
-    return arrays
-
-
-def leading_term(solver: LinearRule, eq: Form, y: Tensor, end: float, nodes: list[Any]) -> Any:
-    """Return the norm of the leading error of a linear rule, (samples,), in data space.
-
-    A rule Σ cⱼᵢ f⁽ⁱ⁾(sⱼ) for ∫ f ds errs by Σₘ Eₘ f⁽ᵐ⁾/m! at s0, with Eₘ its error on (s - s0)ᵐ. All terms up
-    to m = order are kept: a rule with weights for equal steps errs at lower m too, by little.
-    """
-    s0, s1 = nodes[0], eq.s(end)
-    h = s1 - s0
-    jet = eq.jet(y, s0, solver.local_order)
-    weights = solver.weights(eq, s1, nodes)
-    error = torch.zeros_like(y)
-    for m in range(solver.local_order):
-        quadrature = sum(
-            c * math.perm(m, i) * (s - s0) ** (m - i)
-            for s, row in zip(nodes, weights, strict=True)
-            for i, c in enumerate(row)
-            if i <= m
-        )
-        error = error + ((h ** (m + 1) / (m + 1) - quadrature) / math.factorial(m)) * jet[m]
-    return _norm(eq.leave(error, end).double().cpu())
-
-
-def _norm(x: Tensor) -> Any:
-    return x.flatten(1).norm(dim=1).numpy()
+def measure(session: Session) -> Outcome:
+    """Measure what was asked for."""
+    args = session.args
+    try:
+        table, errors = _measured(session.case, session.methods(), args.t, args.points, session.study)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Outcome(table, extra=errors)
 
 
 def asymptotic(rows: pd.DataFrame, rounding: float, decade: float = 6.0) -> pd.Series[bool]:
     """Mark the asymptotic range: the smallest steps whose error stands above reference and rounding."""
-    above = rows["error"] > FLOOR * rows["reference_error"].clip(lower=rounding)
+    above = pd.Series(stands(rows["error"], rows["reference_error"], rounding), index=rows.index)
     first = rows["dt"].where(above).min()
-    chosen: pd.Series[bool] = above & (rows["dt"] <= decade * first)
-    return chosen
+    range_: pd.Series[bool] = above & (rows["dt"] <= decade * first)
+    return range_
 
 
 def fitted(rows: pd.DataFrame, errors: Any, bootstrap: Bootstrap, rounding: float) -> Slope | None:
     """Fit the slope of error against Δt over the asymptotic range; None where that has no two points."""
-    chosen = asymptotic(rows, rounding)
-    if chosen.sum() < 2:
+    inside = asymptotic(rows, rounding)
+    if inside.sum() < 2:
         return None
-    return slope(rows["dt"][chosen].to_numpy(), errors[rows.index[chosen]], bootstrap)
+    return slope(rows["dt"][inside].to_numpy(), errors[rows.index[inside]], bootstrap)
 
 
-def report(
-    table: pd.DataFrame, errors: Any, methods: dict[str, Method], bootstrap: Bootstrap, rounding: float
-) -> None:
+def report(session: Session, outcome: Outcome) -> None:
     """Print one line per time and method."""
-    lines = []
+    table, errors, methods = outcome.table, outcome.extra, session.methods()
+    bootstrap, rounding, lines = Bootstrap(session.case.samples), session.case.epsilon, []
     for t, name in dict.fromkeys(zip(table["t"], table["solver"], strict=True)):
         rows = table[(table["t"] == t) & (table["solver"] == name)]
-        chosen = asymptotic(rows, rounding)
         fit = fitted(rows, errors, bootstrap, rounding)
         near = rows.loc[(np.log(rows["dt"]) - math.log(0.05 * t)).abs().idxmin()]
-        ratio = (rows["theory"] / rows["error"])[chosen]
+        ratio = (rows["theory"] / rows["error"])[asymptotic(rows, rounding)]
         lines.append(
             {
                 "t": f"{t:g}",
@@ -259,8 +210,9 @@ def report(
     )
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw Fig. 3 (top) and 10: error against Δt, and below it against time advanced per evaluation."""
+    table = outcome.table
     starts = list(dict.fromkeys(table["t"]))
     band, names = ("error_low", "error_high"), list(dict.fromkeys(table["solver"]))
     with plots.style():
@@ -287,10 +239,29 @@ def draw(table: pd.DataFrame) -> Figure:
         return figure
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="lte",
+    title="Local truncation error",
+    finding="How far a single step leads from the exact solution, against its size, with an exact past.",
+    help="Local truncation error of single steps, on the exact solution (Figs. 3 and 10 of the paper).",
+    examples=(
+        "--t 0.1 0.2 0.5",
+        "--t 0.3 --solvers ddim ttm2 adams22 rk4",
+        "--problem digits-mixture --samples 200 --points 9",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=1,
+    paper="Figs. 3 (top), 10 and 15",
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("lte", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("lte"))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
+from analysis.methods.plugins import extensible, importable, installed
 from problems import (
     VE,
     Gaussian,
-    Model,
     Problem,
     digits_gaussians,
     digits_mixture,
@@ -43,59 +43,38 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 }
 """Every problem of the suite by the name it is called by."""
 
+extensible("problems", PROBLEMS)
+
 P = TypeVar("P", bound=Problem)
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-class Prepared(NamedTuple):
-    """A problem, ready to be solved.
-
-    Attributes
-    ----------
-    problem
-        On the CPU, in float64 if it is exact: for references and initial states.
-    working
-        In the dtype and on the device in which methods run.
-    dtype
-        That dtype.
-    """
-
-    problem: Problem
-    working: Problem
-    dtype: torch.dtype
-
-
-def prepared(name: str, dtype: str | None, device: torch.device) -> Prepared:
-    """Return the problem of a name in ``PROBLEMS``, or that of a checkpoint.
-
-    Parameters
-    ----------
-    name
-        The name, or the path of the checkpoint, which ends in ``.safetensors``.
-    dtype
-        A name in ``DTYPES``; None is what suits the problem: float64, and float32 for networks.
-    device
-        Where methods will run.
+def opened(name: str) -> Problem:
+    """Return the problem of a name in ``PROBLEMS``, or that of a checkpoint, whose path ends in ``.safetensors``.
 
     Raises
     ------
     ValueError
         If there is no such problem, with a sentence for the user.
     """
+    if name not in PROBLEMS:
+        installed()
     if name in PROBLEMS:
-        problem = PROBLEMS[name]()
-    elif name.endswith(".safetensors"):
-        problem = checkpoint(Path(name))
-    else:
-        known = ", ".join(PROBLEMS)
-        raise ValueError(f"unknown problem {name!r}; choose from {known}, or type the path of a checkpoint")
-    chosen = DTYPES[dtype] if dtype else problem.dtype
-    exact = torch.promote_types(problem.dtype, chosen)
-    return Prepared(
-        problem.to(torch.empty(0, dtype=exact)),
-        problem.to(torch.empty(0, dtype=chosen, device=device)),
-        chosen,
-    )
+        return _made(PROBLEMS[name])
+    if name.endswith(".safetensors"):
+        return checkpoint(Path(name))
+    known = ", ".join(PROBLEMS)
+    raise ValueError(f"unknown problem {name!r}; choose from {known}, or type the path of a checkpoint")
+
+
+def portable(name: str) -> bool:
+    """Return whether another process can open a problem by its name."""
+    return name not in PROBLEMS or importable(PROBLEMS[name])
+
+
+@lru_cache(maxsize=8)
+def _made(factory: Callable[[], Problem]) -> Problem:
+    return factory()
 
 
 def checkpoint(path: Path) -> Problem:
@@ -108,24 +87,6 @@ def checkpoint(path: Path) -> Problem:
     """
     head = path.with_name(f"{path.stem}-head.safetensors")
     return load(path, head if head.exists() else None)[0]
-
-
-def has_head(model: Model) -> bool:
-    """Return whether a model has a distilled head."""
-    try:
-        return model.distilled is not None
-    except ValueError:
-        return False
-
-
-def latents(problem: Problem, samples: int, seed: int) -> Tensor:
-    """Return ``samples`` states at the start of the schedule, shape (samples, *event), float64.
-
-    Drawn from the prior N(0, s²I) on the CPU, so that they are the same on every device and in every dtype.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    shape = (samples, *problem.event_shape)
-    return problem.schedule.prior_std * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def between(problem: P, start: float, stop: float) -> P:

@@ -16,7 +16,7 @@ each trajectory.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -107,16 +107,32 @@ def reference(
     ValueError
         If the times are not strictly monotone.
     """
+    if order is not None and order >= SERIES:
+        return by_series(score, x, times, tolerance, order)
+    way = way_to(score) if order is None else by_steps
+    return way(score, x, times, tolerance)
+
+
+Way = Callable[[Model, Tensor, Sequence[float], float | None], Reference]
+"""Solves for the exact states; see ``reference``."""
+
+
+def way_to(score: Model) -> Way:
+    """Return how a model is solved: by series where its derivatives are cheap, else by steps."""
+    return by_series if score.jet_order >= SERIES else by_steps
+
+
+def _ready(x: Tensor, times: Sequence[float]) -> Tensor:
     if len({a > b for a, b in pairwise(times)}) > 1 or any(a == b for a, b in pairwise(times)):
         raise ValueError("the times of a reference must rise or fall strictly: sort them, drop duplicates")
-    x = x.to(torch.float64)
-    order = order or score.jet_order
-    if order < SERIES:
-        return _by_steps(score, x, times, SETTLED if tolerance is None else tolerance)
-    return _by_series(score, x, times, 1e-12 if tolerance is None else tolerance, order)
+    return x.to(torch.float64)
 
 
-def _by_steps(score: Model, x: Tensor, times: Sequence[float], tolerance: float) -> Reference:
+def by_steps(
+    score: Model, x: Tensor, times: Sequence[float], tolerance: float | None = None
+) -> Reference:
+    """Solve by an Adams method on more and more steps; see ``reference``."""
+    x, tolerance = _ready(x, times), SETTLED if tolerance is None else tolerance
     alpha = _alpha(score, times, x)
     places = [math.log(score.schedule.gamma(t)) for t in (score.schedule.start, score.schedule.stop)]
     share = (math.log(score.schedule.gamma(times[0])) - math.log(score.schedule.gamma(times[-1]))) / (
@@ -161,7 +177,16 @@ def _alpha(score: Model, times: Sequence[float], x: Tensor) -> Tensor:
     return torch.tensor([score.schedule.alpha(t) for t in times], dtype=x.dtype, device=x.device)[:, None]
 
 
-def _by_series(score: Model, x: Tensor, times: Sequence[float], tolerance: float, order: int) -> Reference:
+def by_series(
+    score: Model,
+    x: Tensor,
+    times: Sequence[float],
+    tolerance: float | None = None,
+    order: int | None = None,
+) -> Reference:
+    """Solve by Taylor series of high order; see ``reference``."""
+    x, tolerance = _ready(x, times), 1e-12 if tolerance is None else tolerance
+    order = order or score.jet_order
     eq, alpha = Preconditioned(score, score.component_std), _alpha(score, times, x)
     longest = LEAVING if times[-1] > times[0] else math.inf
     states, narrowest = _solve(AdaptiveTaylor(order, tolerance, longest), eq, x, times)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from analysis.methods.plugins import extensible
 from problems import Problem
 from problems.console import UsageError
 from problems.images import classifier as classifiers
@@ -34,13 +36,10 @@ class Features:
         What it is called in tables.
     of
         Takes states (N, *event), of any floating dtype and on any device; returns float64 (N, d) on the CPU.
-    parts
-        What else determines it, for ``study.Cell``: the hash of the weights and the class of the network.
     """
 
     name: str
     of: Callable[[Tensor], Tensor] = field(repr=False, compare=False)
-    parts: tuple[object, ...] = ()
 
     @property
     def distance(self) -> str:
@@ -48,17 +47,78 @@ class Features:
         return "FID" if self.name == INCEPTION else f"Fréchet distance ({self.name})"
 
 
+class Seen:
+    """What a network sees in images, in float32, on the device of the states.
+
+    Parameters
+    ----------
+    network
+        The network; its method ``features`` returns them.
+    prepare
+        What is done to the images before.
+    again
+        Makes the same in another process: a function and its arguments.
+    """
+
+    def __init__(
+        self,
+        network: Classifier | Inception,
+        prepare: Callable[[Tensor], Tensor],
+        again: tuple[Callable[..., Seen], tuple[Any, ...]],
+    ) -> None:
+        self.network, self.prepare, self._again = network, prepare, again
+
+    def __key__(self) -> object:
+        """Return what determines the features, for ``study.keys``."""
+        return self.network, self.prepare
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as what to load."""
+        return self._again
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the features (N, d) of images, float64, on the CPU."""
+        self.network.to(x.device)
+        # Unless told, a GPU cuts the factors of convolutions to 10 bits.
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), exact:
+            batches = [self.prepare(part.float()) for part in torch.split(x, BATCH)]
+            seen = [self.network.features(part).cpu().double() for part in batches]
+        return torch.cat(seen)  # outside, so that it is a tensor like any other
+
+
 def pixels(problem: Problem) -> Features:
     """Return the states themselves, flattened; those of problems without images are called coordinates."""
-    name = "pixels" if len(problem.event_shape) == 3 else "coordinates"
-    return Features(name, lambda x: x.detach().flatten(1).cpu().double())
+    return Features("pixels" if len(problem.event_shape) == 3 else "coordinates", flat)
+
+
+def flat(x: Tensor) -> Tensor:
+    """Return states as vectors, float64, on the CPU."""
+    return x.detach().flatten(1).cpu().double()
+
+
+def as_they_are(x: Tensor) -> Tensor:
+    """Return images as they are."""
+    return x
 
 
 def classifier(problem: Problem) -> Features | None:
     """Return the 64 features of the digits classifier; None for problems that are not of its images."""
     if problem.event_shape != torch.Size((1, 8, 8)):
         return None
-    return _seen("digits classifier", classifiers.shipped(), lambda x: x)
+    return Features("digits classifier", by_digits())
+
+
+@lru_cache(maxsize=1)
+def by_digits() -> Seen:
+    """Return what the classifier of the digits sees."""
+    return Seen(classifiers.shipped(), as_they_are, (by_digits, ()))
+
+
+@lru_cache(maxsize=1)
+def by_inception(path: Path) -> Seen:
+    """Return what Inception-v3 sees."""
+    return Seen(inceptions.load(path), stored, (by_inception, (path,)))
 
 
 def inception(path: Path) -> Features:
@@ -77,12 +137,18 @@ def inception(path: Path) -> Features:
     problems.images.checkpoints.CheckpointError
         If it cannot be used.
     """
-    return _seen(INCEPTION, inceptions.load(path), stored)
+    return Features(INCEPTION, by_inception(path))
 
 
 def stored(x: Tensor) -> Tensor:
     """Return images in [-1, 1] as they are after files of 8 bits."""
     return (127.5 * (x + 1.0)).round().clamp(0.0, 255.0) / 127.5 - 1.0
+
+
+FEATURES: dict[str, Callable[[Problem], Features | None]] = {"classifier": classifier, "pixels": pixels}
+"""Features by name: functions of the problem whose states they see, None where they see no such states."""
+
+extensible("features", FEATURES)
 
 
 def features(names: Sequence[str], problem: Problem) -> tuple[Features, ...]:
@@ -91,7 +157,7 @@ def features(names: Sequence[str], problem: Problem) -> tuple[Features, ...]:
     Parameters
     ----------
     names
-        ``classifier``, ``pixels``, or the path of Inception-v3 weights.
+        Names in ``FEATURES``, or the path of Inception-v3 weights.
     problem
         Where the states come from.
 
@@ -105,19 +171,18 @@ def features(names: Sequence[str], problem: Problem) -> tuple[Features, ...]:
 
 def _named(name: str, problem: Problem) -> Features:
     shape = tuple(problem.event_shape)
-    if name == "pixels":
-        return pixels(problem)
-    if name == "classifier":
-        found = classifier(problem)
+    if name in FEATURES:
+        found = FEATURES[name](problem)
         if found is None:
+            what = "the digits classifier sees images of shape (1, 8, 8)" if name == "classifier" else name
             raise UsageError(
-                f"the digits classifier sees images of shape (1, 8, 8), and this problem's states have shape "
-                f"{shape}; type --features pixels, or the path of Inception-v3 weights"
+                f"{what}, and this problem's states have shape {shape}; type --features pixels, or the path "
+                "of Inception-v3 weights"
             )
         return found
     if not Path(name).suffix:
         raise UsageError(
-            f"unknown features {name!r}; choose from classifier, pixels, or type the path of Inception-v3 "
+            f"unknown features {name!r}; choose from {', '.join(FEATURES)}, or type the path of Inception-v3 "
             f"weights, such as {inceptions.WEIGHTS}"
         )
     if len(shape) != 3 or shape[0] not in (1, 3):
@@ -129,25 +194,3 @@ def _named(name: str, problem: Problem) -> Features:
         return inception(Path(name))
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _seen(name: str, network: Classifier | Inception, prepare: Callable[[Tensor], Tensor]) -> Features:
-    """Return features that a network sees, in float32, on the device of the states."""
-
-    def of(x: Tensor) -> Tensor:
-        network.to(x.device)
-        # Unless told, a GPU cuts the factors of convolutions to 10 bits.
-        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with torch.inference_mode(), exact:
-            seen = [network.features(prepare(part.float())).cpu().double() for part in torch.split(x, BATCH)]
-        return torch.cat(seen)  # outside, so that it is a tensor like any other
-
-    return Features(name, of, (_digest(network), type(network)))
-
-
-def _digest(network: nn.Module) -> str:
-    """Return a hash of all weights and their names."""
-    digest = hashlib.sha256()
-    for name, weights in sorted(network.state_dict().items()):
-        digest.update(name.encode() + weights.numpy().tobytes())
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ every table joins a list, from which files are written at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -74,6 +74,36 @@ def interval(value: float, low: float, high: float, digits: int = 2) -> str:
 def cell(row: Any, name: str, digits: int = 2) -> str:
     """Format the column ``name`` of a row, of a frame or a mapping, with its interval; see ``interval``."""
     return interval(row[name], row[f"{name}_low"], row[f"{name}_high"], digits)
+
+
+def pivot(
+    rows: pd.DataFrame,
+    line: Callable[[Any], Mapping[str, str]],
+    column: Callable[[Any], str],
+    text: Callable[[Any], str],
+) -> pd.DataFrame:
+    """Return a table for readers: a line for each set of first cells, a column for each heading.
+
+    Parameters
+    ----------
+    rows
+        Tidy data, one row for each cell of the table.
+    line
+        Takes a row, returns the first cells of its line by their headings.
+    column
+        Takes a row, returns the heading of its column.
+    text
+        Takes a row, returns its cell.
+
+    Returns
+    -------
+    Lines and columns in the order in which they first occur; ``-`` where there is no row.
+    """
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for _, row in rows.iterrows():
+        first = dict(line(row))
+        lines.setdefault(tuple(first.values()), first)[column(row)] = text(row)
+    return pd.DataFrame(list(lines.values())).fillna("-")
 
 
 def show(title: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
-from analysis.statistics import LEVEL, Bootstrap
+from analysis.measure.statistics import LEVEL, Bootstrap
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""What is measured: cases, exact states, end points, steps, distances, statistics. Functions of plain values."""

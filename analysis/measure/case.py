@@ -1,0 +1,347 @@
+"""A case: which trajectories of which problem are measured, in which precision, on which device, in which batches.
+
+A case is a value. Equal cases have the same initial states, the same exact states, the same working model and the
+same noise, and these are made once in a process.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analysis.measure.problems import DTYPES, between, opened, portable
+from analysis.measure.reference import SERIES, Reference, Way, way_to
+from analysis.methods import Method
+from analysis.study.keys import Keys
+from analysis.study.values import plain
+from problems import Bill, Brownian, Model, Noise, Problem, denoise
+
+BATCH = 1000
+"""States that a model sees at once, at most, unless told otherwise."""
+
+
+@plain.register(Tensor)
+def _(tensor: Tensor) -> object:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return "tensor", str(tensor.dtype), tuple(tensor.shape), flat.view(torch.uint8).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What every measurement is made of.
+
+    Parameters
+    ----------
+    problem
+        A name in ``PROBLEMS``, the path of a checkpoint, or a problem of one's own. The latter is copied, so
+        that later changes do not reach the case.
+    samples
+        Number of trajectories.
+    seed
+        Seed of the initial states and of all noise.
+    dtype
+        A name in ``DTYPES``, the precision in which methods run; by default float64, and float32 for networks.
+    device
+        Name of the torch device on which they run.
+    batch
+        How many states a model sees at once, at most. Results depend on it by rounding alone.
+    name
+        What the problem is called in tables; by default what was typed, or the name of its class.
+
+    Attributes
+    ----------
+    typed
+        What the problem was asked for by; empty for a problem of one's own.
+    way
+        How the problem is solved exactly.
+    digest
+        Hash of what the problem is, code and data, and of how it is solved.
+
+    Raises
+    ------
+    ValueError
+        If there is no such problem, with a sentence for the user.
+    """
+
+    problem: Problem
+    samples: int = 1000
+    seed: int = 0
+    dtype: str = ""
+    device: str = "cpu"
+    batch: int = BATCH
+    name: str = ""
+    typed: str = ""
+    way: Way = field(init=False, repr=False)
+    digest: str = field(init=False, repr=False)
+
+    def __init__(
+        self,
+        problem: Problem | str | Path,
+        samples: int = 1000,
+        seed: int = 0,
+        dtype: str | None = None,
+        device: str = "cpu",
+        batch: int = BATCH,
+        name: str = "",
+        typed: str = "",
+    ) -> None:
+        if isinstance(problem, str | Path):
+            name = str(problem)
+            typed, problem = name if portable(name) else "", opened(name)
+        elif not typed:
+            problem, name = copy.deepcopy(problem), name or type(problem).__name__
+        chosen = DTYPES[dtype] if dtype else problem.dtype
+        exact = torch.promote_types(problem.dtype, chosen)
+        values = {
+            "problem": problem.to(torch.empty(0, dtype=exact)),
+            "samples": samples,
+            "seed": seed,
+            "dtype": str(chosen).removeprefix("torch."),
+            "device": device,
+            "batch": batch,
+            "name": name,
+            "typed": typed,
+        }
+        for attribute, value in values.items():
+            object.__setattr__(self, attribute, value)
+        object.__setattr__(self, "way", way_to(self.problem))
+        object.__setattr__(self, "digest", Keys().key(self.way, {"score": self.problem}))
+
+    def __key__(self) -> object:
+        """Return what determines the results of a case, for ``study.keys``."""
+        batch = self.batch if self.network else None
+        return self.problem, self.way, self.samples, self.seed, self.dtype, torch.device(self.device).type, batch
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Case) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[object, ...]:
+        return self.digest, self.samples, self.seed, self.dtype, self.device, self.batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel by name where there is one."""
+        about = (self.samples, self.seed, self.dtype, self.device, self.batch, self.name)
+        return Case, (self.typed or self.problem, *about)
+
+    def but(self, **changes: Any) -> Case:
+        """Return the same case with other values of some parameters."""
+        names = ("problem", "samples", "seed", "dtype", "device", "batch", "name", "typed")
+        return Case(**{name: changes.get(name, getattr(self, name)) for name in names})
+
+    def on(self, problem: Problem | str | Path) -> Case:
+        """Return the same case of another problem, in the precision that suits that, if no other was chosen."""
+        dtype = None if self.dtype == _usual(self.problem) else self.dtype
+        return Case(problem, self.samples, self.seed, dtype, self.device, self.batch)
+
+    def between(self, start: float, stop: float) -> Case:
+        """Return the same case with the schedule of the problem cut to [stop, start].
+
+        Raises
+        ------
+        ValueError
+            If that is not an interval inside the schedule's own.
+        """
+        return self.but(problem=between(self.problem, start, stop), typed="")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What tables say of the case."""
+        return {
+            "problem": self.name,
+            "samples": self.samples,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+
+    @property
+    def network(self) -> bool:
+        """Whether the problem is a network, whose derivatives are not cheap."""
+        return self.problem.jet_order < SERIES
+
+    @property
+    def working(self) -> Problem:
+        """The problem in the dtype and on the device in which methods run."""
+        return _working(self)
+
+    @property
+    def epsilon(self) -> float:
+        """The rounding unit of the precision in which methods run."""
+        return torch.finfo(DTYPES[self.dtype]).eps
+
+    @property
+    def latents(self) -> Tensor:
+        """The initial states of all trajectories, shape (samples, *event), float64, on the CPU.
+
+        Drawn from the prior N(0, s²I), so that they are the same on every device and in every dtype.
+        """
+        return _latents(self)
+
+    def data(self, t: float | None = None) -> Tensor:
+        """Return samples of p_t, (samples, *event); None is the data distribution."""
+        return _data(self, t)
+
+    def exact(self, *times: float, tolerance: float | None = None) -> Reference:
+        """Return the exact solution through the latents, at the start of the schedule and at given times.
+
+        Parameters
+        ----------
+        times
+            Falling; by default the end of the schedule.
+        tolerance
+            See ``reference``.
+        """
+        return _exact(self, times or (self.problem.schedule.stop,), tolerance)
+
+    def denoise(self, x: Tensor) -> Tensor:
+        """Return exact states at the end of the schedule, (n, *event), denoised by the exact problem."""
+        parts = self.split(len(x), self.problem, whole=not self.network)
+        with torch.no_grad():
+            return torch.cat([denoise(score, x[rows], self.problem.schedule.stop) for score, rows in parts])
+
+    @property
+    def denoised(self) -> Tensor:
+        """The exact ends, denoised, (samples, *event), float64."""
+        return _denoised(self)
+
+    @property
+    def noise(self) -> Noise:
+        """The noise of all trajectories: Brownian paths, the same for every method and grid."""
+        return Brownian(self.seed + 1)
+
+    def cast(self, x: Tensor) -> Tensor:
+        """Return states in the dtype and on the device in which methods run."""
+        return x.to(device=self.device, dtype=DTYPES[self.dtype])
+
+    def sample(
+        self, method: Method, steps: int, x: Tensor | None = None, model: Model | None = None
+    ) -> tuple[Tensor, Bill]:
+        """Return where a method brings states, batch by batch, and what that cost for each of them.
+
+        Parameters
+        ----------
+        method, steps
+            How they are brought there.
+        x
+            The states, (samples, *event); by default the latents.
+        model
+            What is solved, where it is not the working problem.
+
+        Returns
+        -------
+        The ends in the coordinates of the data, float64, on the CPU, and the bill.
+        """
+        noise = self.noise
+
+        def march(score: Model, part: Tensor, rows: Tensor) -> Tensor:
+            return method.sample(score, steps, part, noise.part(rows) if len(rows) < len(start) else noise)
+
+        start = self.latents if x is None else x
+        return self._batched(march, start, model, whole=method.coupled)
+
+    def encode(self, method: Method, steps: int, x: Tensor) -> tuple[Tensor, Bill]:
+        """Return the latents to which a method brings states at the end of the schedule, and the bill."""
+        return self._batched(
+            lambda score, part, rows: method.encode(score, steps, part), x, None, whole=method.coupled
+        )
+
+    def split(
+        self, n: int, model: Model | None = None, *, whole: bool = False
+    ) -> Iterator[tuple[Model, Tensor]]:
+        """Yield a model of each batch of n states, and which states these are, (m,) int64.
+
+        Parameters
+        ----------
+        n
+            How many states there are.
+        model
+            What is split; by default the working problem.
+        whole
+            Whether all of them are one batch.
+        """
+        score: Model = self.working if model is None else model
+        if whole or n <= self.batch:
+            yield score, torch.arange(n)
+            return
+        for rows in torch.split(torch.arange(n), self.batch):
+            yield score.part(rows, n), rows
+
+    def _batched(
+        self,
+        march: Callable[[Model, Tensor, Tensor], Tensor],
+        x: Tensor,
+        model: Model | None,
+        *,
+        whole: bool,
+    ) -> tuple[Tensor, Bill]:
+        score: Model = self.working if model is None else model
+        before = score.spent
+        ends = [march(part, self.cast(x[rows]), rows) for part, rows in self.split(len(x), score, whole=whole)]
+        return torch.cat(ends).double().cpu(), whole_bill(score.spent - before)
+
+
+def whole_bill(bill: Bill) -> Bill:
+    """Return a bill without the rounding errors of adding up shares."""
+    return Bill(round(bill.nfe, 9), round(bill.jvp, 9), round(bill.head, 9))
+
+
+def _usual(problem: Problem) -> str:
+    return str(problem.dtype).removeprefix("torch.")
+
+
+@lru_cache(maxsize=8)
+def _working(case: Case) -> Problem:
+    like = torch.empty(0, dtype=DTYPES[case.dtype], device=torch.device(case.device))
+    return case.problem.to(like)
+
+
+@lru_cache(maxsize=8)
+def _latents(case: Case) -> Tensor:
+    return initial(case.problem, case.samples, case.seed)
+
+
+def initial(problem: Problem, samples: int, seed: int) -> Tensor:
+    """Return ``samples`` states at the start of a problem's schedule, shape (samples, *event), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (samples, *problem.event_shape)
+    return problem.schedule.prior_std * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@lru_cache(maxsize=8)
+def _data(case: Case, t: float | None) -> Tensor:
+    return case.problem.sample(case.samples, t, torch.Generator().manual_seed(case.seed))
+
+
+@lru_cache(maxsize=8)
+def _exact(case: Case, times: Sequence[float], tolerance: float | None) -> Reference:
+    stops = (case.problem.schedule.start, *times)
+    parts = [
+        case.way(score, case.latents[rows], stops, tolerance)
+        for score, rows in case.split(case.samples, case.problem, whole=not case.network)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return Reference(stops, torch.cat([part.x for part in parts], 1), max(part.error for part in parts))
+
+
+@lru_cache(maxsize=8)
+def _denoised(case: Case) -> Tensor:
+    return case.denoise(case.exact().x[-1])
+
+
+def case_of(problem: Case | Problem | str | Path, **options: Any) -> Case:
+    """Return a case of whatever can be made one; options are those of ``Case``."""
+    if isinstance(problem, Case):
+        return problem.but(**options) if options else problem
+    return Case(problem, **options)

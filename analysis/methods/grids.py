@@ -1,0 +1,91 @@
+"""The table of grids: one line for each name that ``--grids`` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from problems.schedule import Schedule
+from solvers.grids import alternating, cosine, edm, listed, log_snr, power, sigmoid
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A named family of grids: the times of a schedule in a given number of steps.
+
+    Attributes
+    ----------
+    name
+        The name.
+    times
+        Makes the times.
+    variable
+        The variable in which the steps are equal, where a form has it.
+    smooth
+        Whether the sizes of neighbouring steps become equal as their number grows.
+    steps
+        The one number of steps that there is, if it is a list of times.
+    """
+
+    name: str
+    times: Callable[[int, Schedule], Tensor] = field(repr=False, compare=False)
+    variable: str | None = None
+    smooth: bool = True
+    steps: int | None = None
+
+
+GRIDS = {
+    grid.name: grid
+    for grid in (
+        Grid("linear", lambda n, schedule: power(n, 1.0, schedule.start, schedule.stop), variable="t"),
+        Grid("rho1.5", lambda n, schedule: power(n, 1.5, schedule.start, schedule.stop)),
+        Grid("quadratic", lambda n, schedule: power(n, 2.0, schedule.start, schedule.stop)),
+        Grid("rho2.5", lambda n, schedule: power(n, 2.5, schedule.start, schedule.stop)),
+        Grid("log-snr", lambda n, schedule: log_snr(n, schedule, schedule.start, schedule.stop)),
+        Grid("edm", lambda n, schedule: edm(n, schedule, 7.0, schedule.start, schedule.stop)),
+        Grid(
+            "gamma",
+            lambda n, schedule: edm(n, schedule, 1.0, schedule.start, schedule.stop),
+            variable="gamma",
+        ),
+        Grid("cosine", lambda n, schedule: cosine(n, schedule, schedule.start, schedule.stop)),
+        Grid("sigmoid", lambda n, schedule: sigmoid(n, schedule, 3.0, schedule.start, schedule.stop)),
+        Grid("rough", lambda n, schedule: alternating(n, 2.0, schedule.start, schedule.stop), smooth=False),
+    )
+}
+"""The grids by name; the steps of the last alternate in size, which no sampler wants: it is there for the
+certificates."""
+
+
+QUADRATIC = GRIDS["quadratic"]
+"""The paper's striding."""
+
+WHOLE = Grid("own", lambda _, schedule: torch.tensor([schedule.start, schedule.stop], dtype=torch.float64))
+"""The grid of a method that chooses its own steps."""
+
+
+def grid_of(times: str) -> Grid:
+    """Return the grid that is a list of times, typed with commas between them: ``1,0.4,0.1,0.001``.
+
+    Raises
+    ------
+    ValueError
+        If they are no falling numbers. Asked for another number of steps, or on a schedule with other ends,
+        the grid itself raises one.
+    """
+    try:
+        values = tuple(float(word) for word in times.split(","))
+    except ValueError:
+        raise ValueError(f"{times!r} is no list of times; type numbers with commas between them") from None
+    if len(values) < 2 or any(a <= b for a, b in pairwise(values)):
+        raise ValueError(f"the times {times} do not fall; type at least two, from the noise to the data")
+    return Grid(
+        times,
+        lambda n, schedule: listed(values, n, schedule.start, schedule.stop),
+        smooth=False,
+        steps=len(values) - 1,
+    )

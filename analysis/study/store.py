@@ -1,0 +1,104 @@
+"""The results store: one SQLite file in write-ahead mode, with the arrays of every measurement under its key.
+
+A cell is written in one transaction. So a run that is interrupted or killed loses at most the cell that it was
+measuring, and several runs may share the file.
+"""
+
+from __future__ import annotations
+
+import io
+import sqlite3
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[np.float64]]
+
+COLUMNS = ("key", "experiment", "config", "arrays", "measured")
+
+
+class Store:
+    """The file of results.
+
+    Parameters
+    ----------
+    path
+        The SQLite file; made, with its folder, if missing.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened or is not a results store.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._warned = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=60.0)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            with self._db:
+                self._make()
+        except (sqlite3.Error, OSError) as error:
+            raise OSError(
+                f"{path} cannot be used as a results store ({error}); give another --out"
+            ) from error
+
+    def _make(self) -> None:
+        columns = tuple(row[1] for row in self._db.execute("PRAGMA table_info(results)"))
+        if columns and columns != COLUMNS:
+            self._warn("its table has other columns than this version's")
+            tables = self._db.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
+            self._db.execute(f"ALTER TABLE results RENAME TO results_before_{tables}")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, experiment TEXT, config TEXT, "
+            "arrays BLOB, measured TEXT DEFAULT CURRENT_TIMESTAMP)"
+        )
+
+    def read(self, key: str) -> Arrays | None:
+        """Return the arrays under a key; None if there are none, or none that can be read."""
+        try:
+            row = self._db.execute("SELECT arrays FROM results WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            with np.load(io.BytesIO(row[0]), allow_pickle=False) as file:
+                return {name: np.asarray(file[name], dtype=np.float64) for name in file.files}
+        except Exception as error:  # whatever is wrong with it, it can be measured again
+            self._warn(str(error) or type(error).__name__)
+            return None
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            print(f"{self.path}: what cannot be read ({reason}) is measured again", file=sys.stderr)
+        self._warned = True
+
+    def write(self, key: str, experiment: str, config: str, arrays: Arrays) -> None:
+        """Keep a measured cell, in one transaction.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        blob = io.BytesIO()
+        np.savez(blob, allow_pickle=False, **arrays)
+        try:
+            with self._db:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO results (key, experiment, config, arrays) VALUES (?, ?, ?, ?)",
+                    (key, experiment, config, blob.getvalue()),
+                )
+        except sqlite3.Error as error:
+            raise OSError(
+                f"{self.path} could not be written ({error}); what was measured before is kept, "
+                "so run the same command again when there is room"
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
