@@ -6,7 +6,7 @@ local error curve, an order certificate, a row in every table, a benchmark and a
 """
 
 from analysis.methods.forms import FLOWS, FORMS, Coordinates
-from analysis.methods.grids import GRIDS, QUADRATIC, WHOLE, Grid, grid_of
+from analysis.methods.grids import GRIDS, QUADRATIC, WHOLE, Grid, grid_of, striding
 from analysis.methods.method import Method, crossed
 from analysis.methods.plugins import extensible
 from analysis.methods.table import ALIASES, FAMILIES, METHODS, chosen
@@ -30,4 +30,5 @@ __all__ = [
     "chosen",
     "crossed",
     "grid_of",
+    "striding",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -38,13 +39,28 @@ class Grid:
     steps: int | None = None
 
 
+def in_power(rho: float, steps: int, schedule: Schedule) -> Tensor:
+    """Return the power striding over a whole schedule; see ``solvers.grids.power``."""
+    return power(steps, rho, schedule.start, schedule.stop)
+
+
+def as_listed(times: tuple[float, ...], steps: int, schedule: Schedule) -> Tensor:
+    """Return given times as a grid of a whole schedule; see ``solvers.grids.listed``."""
+    return listed(times, steps, schedule.start, schedule.stop)
+
+
+def striding(rho: float) -> Grid:
+    """Return the grid t_n = (start^(1/ρ) + n/N (stop^(1/ρ) - start^(1/ρ)))^ρ of any ρ."""
+    return Grid(f"rho{rho:g}", partial(in_power, rho))
+
+
 GRIDS = {
     grid.name: grid
     for grid in (
-        Grid("linear", lambda n, schedule: power(n, 1.0, schedule.start, schedule.stop), variable="t"),
-        Grid("rho1.5", lambda n, schedule: power(n, 1.5, schedule.start, schedule.stop)),
-        Grid("quadratic", lambda n, schedule: power(n, 2.0, schedule.start, schedule.stop)),
-        Grid("rho2.5", lambda n, schedule: power(n, 2.5, schedule.start, schedule.stop)),
+        Grid("linear", partial(in_power, 1.0), variable="t"),
+        striding(1.5),
+        Grid("quadratic", partial(in_power, 2.0)),
+        striding(2.5),
         Grid("log-snr", lambda n, schedule: log_snr(n, schedule, schedule.start, schedule.stop)),
         Grid("edm", lambda n, schedule: edm(n, schedule, 7.0, schedule.start, schedule.stop)),
         Grid(
@@ -83,9 +99,4 @@ def grid_of(times: str) -> Grid:
         raise ValueError(f"{times!r} is no list of times; type numbers with commas between them") from None
     if len(values) < 2 or any(a <= b for a, b in pairwise(values)):
         raise ValueError(f"the times {times} do not fall; type at least two, from the noise to the data")
-    return Grid(
-        times,
-        lambda n, schedule: listed(values, n, schedule.start, schedule.stop),
-        smooth=False,
-        steps=len(values) - 1,
-    )
+    return Grid(times, partial(as_listed, values), smooth=False, steps=len(values) - 1)
