@@ -17,7 +17,10 @@ SCRIPT = "genie-bench "
 def listed(launcher: str) -> str:
     """Return a line for each command."""
     found = {e.name: e.finding for e in experiments()}
-    rest = {"report": "One page of all figures and tables in a folder of results.", "pages": "Tables of the docs."}
+    rest = {
+        "report": "One page of all figures and tables in a folder of results.",
+        "pages": "Tables of the docs.",
+    }
     lines = {**found, **{name: rest.get(name, "") for name in commands() if name not in found}}
     width = max(map(len, lines))
     return "\n".join(f"  {launcher}{name:{width}}  {what}" for name, what in lines.items())

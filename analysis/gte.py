@@ -9,7 +9,7 @@ p_{t_cut} are sent to t = 1 and back instead, at the same cost each way, and com
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,96 +17,152 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import plots, tables
-from analysis.cli import Session, add_factors, add_solvers, main, parser
-from analysis.ends import Ends
-from analysis.methods import METHODS
-from analysis.rows import (
-    BUDGETS,
-    WHOLE,
-    Row,
-    add_budget,
-    common,
-    cost,
-    interval_of,
-    plan,
-    reasons,
-    tariff,
-    titled,
-    varying,
-    wide,
-    word,
-)
-from analysis.statistics import Bootstrap, Interval, medians, share
-from problems import Mixture, Tariff
+from analysis.command.arguments import add_budget, add_factors, add_solvers
+from analysis.command.experiment import Experiment, Outcome, Variant
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.ends import ends
+from analysis.measure.rows import BUDGETS, Row, cost, plan, taken_whole, tariff
+from analysis.measure.statistics import Bootstrap, Interval, medians, share
+from analysis.methods import FORMS, GRIDS, METHODS, WHOLE, Grid, Method, chosen, crossed
+from analysis.methods.table import Asked
+from analysis.show import plots, tables
+from analysis.show.factors import common, interval_of, reasons, titled, varying, wide, word
+from analysis.study.cells import Study
+from problems import Mixture, Problem, Tariff
 from problems.console import Parser
 
 DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "tab-deis2", "adams22", "rk45")
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "gte",
-        "Global error at t_cut against NFE and steps, solver by form by grid by AFS by denoising.",
-        "  python -m analysis.gte\n"
-        "  python -m analysis.gte --solvers ddim ttm2 s-pndm --nfe 10 --grids linear quadratic edm\n"
-        "  python -m analysis.gte --solvers ddim ttm2 --forms ddim data preconditioned --steps 5 10 20\n"
-        "  python -m analysis.gte --solvers ddim ttm2 s-pndm --afs both --denoise both\n"
-        "  python -m analysis.gte --encode --solvers ddim ttm2 --nfe 5 10 15 20 25 50",
-    )
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
     add_solvers(p, DEFAULT)
     add_factors(p, None, ("linear", "quadratic"))
     add_budget(p, ", and 50 with --encode")
     p.add_argument("--encode", action="store_true", help="measure encoding and decoding there and back")
-    return p
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write tables and figure."""
-    args, problem = session.args, session.problem
-    stop = problem.schedule.stop
-    budgets = args.steps or args.nfe or ((*BUDGETS, 50) if args.encode else BUDGETS)
-    rows = plan(session, budgets, encode=args.encode)
+def end_points(
+    problem: Case | Problem | str | Path,
+    methods: Asked | Sequence[Asked] | Mapping[str, Method] = DEFAULT,
+    nfe: Sequence[int] = BUDGETS,
+    *,
+    steps: Sequence[int] = (),
+    forms: Sequence[str] | None = None,
+    grids: Sequence[str | Grid] = ("linear", "quadratic"),
+    bill: str = "nfe",
+    afs: str = "off",
+    denoise: str = "off",
+    encode: bool = False,
+    study: Study | None = None,
+) -> pd.DataFrame:
+    """Return the global errors of methods as a tidy table: a row for each method, factor and budget.
 
-    measured = [i for i, row in enumerate(rows) if not row.note]
-    results = Ends(session, args.encode).measured([rows[i] for i in measured])
+    Parameters
+    ----------
+    problem
+        What is solved; anything that ``Case`` takes, or a case.
+    methods
+        The methods; see ``analysis.methods.chosen``.
+    nfe, steps
+        Budgets in score evaluations, or numbers of steps instead.
+    forms
+        Names in ``FLOWS`` with which methods are crossed; None is each method's own.
+    grids
+        Names in ``GRIDS``, or grids.
+    bill
+        ``nfe``, ``cost`` or ``both``: whether a budget pays for evaluations alone, or for derivatives too.
+    afs, denoise
+        ``off``, ``on`` or ``both``.
+    encode
+        Whether trajectories are sent from data to latents and back.
+    study
+        Where results are kept; nowhere by default.
 
-    errors = np.stack([r.arrays["error"] for r in results])
-    bootstrap = Bootstrap(args.samples)
-    unit = "steps" if args.steps else "nfe"
+    Returns
+    -------
+    Columns ``error`` (mean L2 in x), ``median``, ``ratio`` (to DDIM's under the same budget and factors), on
+    images ``feature_error``, on mixtures ``flips`` (share that ends at another component), each with its 95%
+    interval; ``nfe``, ``jvp``, ``head``; ``note``, why a row could not be measured within its budget.
+
+    Raises
+    ------
+    ValueError
+        If nothing can be measured, or a method cannot do what is asked for.
+    """
+    case = case_of(problem)
+    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
+    pairs = crossed(chosen(methods), None if forms is None else [FORMS[name] for name in forms], by_name)
+    switches = {"by_steps": bool(steps), "bill": bill, "afs": afs, "denoise": denoise, "encode": encode}
+    rows = plan(case.problem, pairs, steps or nfe, **switches)
+    return tabulated(case, rows, study or Study(), "steps" if steps else "nfe")
+
+
+def tabulated(case: Case, rows: Sequence[Row], study: Study, unit: str) -> pd.DataFrame:
+    """Return the tidy table of rows; those whose measurement fails are left out.
+
+    Parameters
+    ----------
+    case
+        The trajectories.
+    rows
+        What is measured.
+    study
+        Where results are kept.
+    unit
+        Of the budgets: ``nfe`` or ``steps``.
+    """
+    results = iter(ends(case, [row for row in rows if not row.note], study))
+    pairs = [(row, None if row.note else next(results)) for row in rows]
+    pairs = [(row, result) for row, result in pairs if result is None or not result.failure]
+    found = [(i, row, result) for i, (row, result) in enumerate(pairs) if result is not None]
+    if not found:
+        raise ArithmeticError(f"nothing could be measured: {study.failures[-1].failure}")
+    arrays = [result.arrays for _, _, result in found]
+    measured = [row for _, row, _ in found]
+
+    errors, bootstrap = np.stack([r["error"] for r in arrays]), Bootstrap(case.samples)
     columns: dict[str, Any] = {
-        **{name: [float(r.arrays[name]) for r in results] for name in ("nfe", "jvp", "head", "encode_nfe")},
+        **{name: [float(r[name]) for r in arrays] for name in ("nfe", "jvp", "head", "encode_nfe")},
         **bootstrap.means(errors).columns("error"),
         **medians(errors).columns("median"),
-        **paired([rows[i] for i in measured], errors, bootstrap).columns("ratio"),
-        "reference_error": [float(r.arrays["reference_error"]) for r in results],
+        **paired(measured, errors, bootstrap).columns("ratio"),
+        "reference_error": [float(r["reference_error"]) for r in arrays],
     }
-    if "feature_error" in results[0].arrays:
-        apart = np.stack([r.arrays["feature_error"] for r in results])
+    if "feature_error" in arrays[0]:
+        apart = np.stack([r["feature_error"] for r in arrays])
         columns |= bootstrap.means(apart).columns("feature_error")
-        columns |= paired([rows[i] for i in measured], apart, bootstrap).columns("feature_ratio")
-    if isinstance(problem, Mixture):
-        flips = np.array([share(r.arrays["flip"].sum(), args.samples) for r in results]).T
+        columns |= paired(measured, apart, bootstrap).columns("feature_ratio")
+    if isinstance(case.problem, Mixture):
+        flips = np.array([share(r["flip"].sum(), case.samples) for r in arrays]).T
         columns |= Interval(*flips).columns("flips")
-    table = pd.DataFrame(
-        [
-            {
-                **session.config,
-                **row.factors,
-                f"{unit}_budget": row.budget,
-                "steps": row.steps or None,
-                "encode_steps": row.encode_steps,
-                "note": row.note,
-            }
-            for row in rows
-        ]
-    ).join(pd.DataFrame(columns, index=measured))
+    about = [
+        {
+            **case.config,
+            **row.factors,
+            f"{unit}_budget": row.budget,
+            "steps": row.steps or None,
+            "encode_steps": row.encode_steps,
+            "note": row.note,
+        }
+        for row, _ in pairs
+    ]
+    table = pd.DataFrame(about).join(pd.DataFrame(columns, index=[i for i, _, _ in found]))
     # A denoised state is one at γ = 0, where α = 1.
-    table["error_xbar"] = table["error"] / np.where(table["denoise"], 1.0, problem.schedule.alpha(stop))
+    alpha = case.problem.schedule.alpha(case.problem.schedule.stop)
+    table["error_xbar"] = table["error"] / np.where(table["denoise"], 1.0, alpha)
+    return table
 
-    report(table, f"{unit}_budget", args.encode, tariff(problem))
-    return session.save(table, draw(table, session))
+
+def measure(session: Session) -> Outcome:
+    """Measure what was asked for."""
+    args = session.args
+    budgets = args.steps or args.nfe or ((*BUDGETS, 50) if args.encode else BUDGETS)
+    rows = session.rows(budgets, encode=args.encode)
+    table = tabulated(session.case, rows, session.study, "steps" if args.steps else "nfe")
+    return Outcome(table, name="gte-encode" if args.encode else "")
 
 
 def paired(rows: Sequence[Row], errors: Any, bootstrap: Bootstrap) -> Interval:
@@ -124,8 +180,11 @@ def paired(rows: Sequence[Row], errors: Any, bootstrap: Bootstrap) -> Interval:
     return Interval(*ratio)
 
 
-def report(table: pd.DataFrame, budget: str, encode: bool, costs: Tariff) -> None:
+def report(session: Session, outcome: Outcome) -> None:
     """Print means, medians with mode flips, and ratios to DDIM: a line per curve, a column per budget."""
+    table, encode = outcome.table, session.args.encode
+    budget = "steps_budget" if session.args.steps else "nfe_budget"
+    costs: Tariff = tariff(session.problem)
     what = "decoded samples in x" if encode else "the end point in x at t_cut"
     unit = "NFE" if budget == "nfe_budget" else "steps"
     given, own = table[table[budget].notna()], table[table[budget].isna()]
@@ -135,6 +194,7 @@ def report(table: pd.DataFrame, budget: str, encode: bool, costs: Tariff) -> Non
         chance = [name for name in dict.fromkeys(given["solver"]) if METHODS[name].random]
         if chance:
             notes.append(f"random: {', '.join(chance)}; ends are samples, not those of these trajectories")
+        notes += taken_whole(given["solver"])
         if (given["jvp"] > 0).any():
             spent = ", ".join(dict.fromkeys(given["solver"][given["jvp"] > 0]))
             notes.append(f"{spent}: Jacobian-vector products come on top of the NFE (column jvp)")
@@ -172,7 +232,7 @@ def report(table: pd.DataFrame, budget: str, encode: bool, costs: Tariff) -> Non
             for _, row in own.iterrows()
         ]
         title = f"Methods that choose their own steps: L2 error of {what}{common(own)}"
-        tables.show(title, pd.DataFrame(lines))
+        tables.show(title, pd.DataFrame(lines), taken_whole(own["solver"]))
 
 
 def _middle(row: Any) -> str:
@@ -182,8 +242,9 @@ def _middle(row: Any) -> str:
     return f"{row['median']:.2e}; {100.0 * row['flips']:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def draw(table: pd.DataFrame, session: Session) -> Figure:
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw error against NFE: a column of panels per grid, a row per form (if crossed) and other factor."""
+    table = outcome.table
     factors = [*(["form"] if session.args.forms else []), "afs", "denoise", "billed"]
     rows = table[table["note"] == ""].assign(cost=lambda r: cost(r, tariff(session.problem)))
     grids = [g for g in dict.fromkeys(rows["grid"]) if g != WHOLE.name] or [WHOLE.name]
@@ -218,11 +279,40 @@ def draw(table: pd.DataFrame, session: Session) -> Figure:
         return figure
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="gte",
+    title="Global error",
+    finding="How far trajectories end from the exact ones, against the evaluations or steps that they took.",
+    help="Global error at t_cut against NFE and steps, solver by form by grid by AFS by denoising.",
+    examples=(
+        "",
+        "--solvers ddim ttm2 s-pndm --nfe 10 --grids linear quadratic edm",
+        "--solvers ddim ttm2 --forms ddim data preconditioned --steps 5 10 20",
+        "--solvers ddim ttm2 s-pndm --afs both --denoise both",
+        "--encode --solvers ddim ttm2 --nfe 5 10 15 20 25 50",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=8,
+    paper="Fig. 14",
+    variants=(
+        Variant(
+            name="gte-encode",
+            arguments="--encode",
+            title="Encoding and decoding",
+            finding="How far data that are sent to t = 1 and back end from themselves, at equal cost each way.",
+            paper="Fig. 8",
+        ),
+    ),
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    p = arguments()
-    return main("gte-encode" if p.parse_args(argv).encode else "gte", p, experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("gte"))

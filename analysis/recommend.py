@@ -10,7 +10,7 @@ its interval is wide.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,101 +18,163 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import plots, tables
-from analysis.cli import Session, add_factors, add_solvers, main, parser
-from analysis.ends import Ends
-from analysis.methods import FLOWS, METHODS, Method
-from analysis.problems import has_head
-from analysis.rows import BUDGETS, Row, add_budget, plan, tariff
-from analysis.statistics import Bootstrap, Interval
+from analysis.command.arguments import add_budget, add_factors, add_solvers
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.ends import ends
+from analysis.measure.rows import BUDGETS, Row, plan, tariff
+from analysis.measure.statistics import Bootstrap, Interval
+from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Grid, Method, chosen, crossed
+from analysis.methods.table import Asked
+from analysis.show import plots, tables
+from analysis.study.cells import Study
+from problems import Problem
 from problems.console import Parser, UsageError
 
 ROUNDS = ((1 / 16, 80), (1 / 4, 20))
 """Share of the samples in each round of choosing, and how many candidates may stay."""
 
+GRIDDED = ("linear", "quadratic", "log-snr", "edm")
+"""Grids that enter the race."""
+
+FEWEST = 64
+"""Samples that a race needs at least."""
+
 SHOWN = 8
 """Lines of a table of runners-up."""
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "recommend",
-        "The best method, form and grid at a budget, and the runners-up that are not significantly worse.",
-        "  python -m analysis.recommend --problem toy --nfe 10\n"
-        "  python -m analysis.recommend --problem digits-mixture --samples 320 --nfe 5 10 15 20 25\n"
-        "  python -m analysis.recommend --problem digits --samples 320 --nfe 10 --afs both\n"
-        "  python -m analysis.recommend --nfe 10 --solvers ddim ttm2 unipc3 --bill nfe",
-    )
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
     add_solvers(p, None)
-    add_factors(p, FLOWS, ("linear", "quadratic", "log-snr", "edm"))
+    add_factors(p, FLOWS, GRIDDED)
     add_budget(p)
-    p.set_defaults(bill="cost")
-    return p
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Race, then write table and figure."""
-    args = session.args
-    if args.samples < 64:
-        raise UsageError(f"{args.samples} samples decide no race; type --samples 64 or more")
-    if args.denoise != "off":
-        raise UsageError("denoised ends and others are no competitors; leave out --denoise")
-    args.solvers = args.solvers or [
-        name
+def entrants(problem: Problem) -> dict[str, Method]:
+    """Return the methods that can race on a problem: not random, of given steps, with a head if they need one."""
+    return {
+        name: method
         for name, method in METHODS.items()
-        if competes(method) and (method.form.name != "distilled" or has_head(session.problem))
-    ]
-    table = pd.concat(
-        [race(session, budget) for budget in dict.fromkeys(args.steps or args.nfe or BUDGETS)],
-        ignore_index=True,
-    )
-    report(table, session)
-    return session.save(table, draw(table))
+        if competes(method) and (method.form.name != "distilled" or problem.distilled is not None)
+    }
 
 
-def race(session: Session, budget: int) -> pd.DataFrame:
-    """Return the finalists under a budget, the best first, as a tidy table.
+def race(
+    problem: Case | Problem | str | Path,
+    nfe: int | Sequence[int] = 10,
+    methods: Asked | Sequence[Asked] | Mapping[str, Method] | None = None,
+    *,
+    forms: Sequence[str] = FLOWS,
+    grids: Sequence[str | Grid] = GRIDDED,
+    bill: str = "cost",
+    afs: str = "off",
+    study: Study | None = None,
+) -> pd.DataFrame:
+    """Return the best methods under a budget, the best first, as a tidy table.
 
-    DDIM on its quadratic grid, if it entered the race, is always among them.
-    Columns with intervals are ``error``, the mean L2 error in x, and ``ratio``, that error as a multiple of
-    the best one's on the same latents.
+    Parameters
+    ----------
+    problem
+        What is solved; anything that ``Case`` takes, or a case of at least 64 samples.
+    nfe
+        The budget in score evaluations, or several.
+    methods
+        Who races; all that can by default. See ``analysis.methods.chosen``.
+    forms, grids
+        With which they are crossed.
+    bill
+        ``nfe`` or ``cost``: whether the budget pays for evaluations alone, or for derivatives too.
+    afs
+        ``off``, ``on`` or ``both``.
+    study
+        Where results are kept; nowhere by default.
+
+    Returns
+    -------
+    The finalists of every budget. Columns with 95% intervals are ``error``, the mean L2 error in x, and ``ratio``,
+    that error as a multiple of the best one's on the same latents; ``worse`` says whether it is significantly
+    above one. DDIM on its quadratic grid, if it entered, is always among them (``usual``).
+
+    Raises
+    ------
+    ValueError
+        If nothing can race.
     """
-    args = session.args
-    rows = [row for row in plan(session, [budget]) if competes(row.method) and not row.note]
+    case = case_of(problem)
+    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
+    who = entrants(case.problem) if methods is None else chosen(methods)
+    pairs = crossed(who, [FORMS[name] for name in forms], by_name)
+    budgets = [nfe] if isinstance(nfe, int) else list(dict.fromkeys(nfe))
+    tables = [
+        raced(case, plan(case.problem, pairs, [budget], bill=bill, afs=afs), budget, study or Study())
+        for budget in budgets
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def raced(case: Case, rows: Sequence[Row], budget: int, study: Study) -> pd.DataFrame:
+    """Return the finalists among rows of one budget; see ``race``."""
+    if case.samples < FEWEST:
+        raise ValueError(f"{case.samples} samples decide no race; type --samples {FEWEST} or more")
+    rows = [row for row in rows if competes(row.method) and not row.note]
     if not rows:
-        raise UsageError(f"no candidate can do anything with a budget of {budget}; type a larger one")
-    entrants = len(rows)
+        raise ValueError(f"no candidate can do anything with a budget of {budget}; type a larger one")
+    entered = len(rows)
     baseline = [row for row in rows if row.method == METHODS["ddim"]]
     for number, (part, places) in enumerate(ROUNDS, start=1):
-        samples = round(args.samples * part)
-        errors = _errors(session.drawn(samples, args.seed + number), rows)
+        others = case.but(samples=round(case.samples * part), seed=case.seed + number)
+        rows, errors = _measured(others, rows, study)
         rows = [rows[i] for i in survivors(errors, places)]
     rows += [row for row in baseline if row not in rows]
-    results = Ends(session).measured(rows)
-    errors = np.stack([r.arrays["error"] for r in results])
+    results = ends(case, rows, study)
+    pairs = [(row, result) for row, result in zip(rows, results, strict=True) if not result.failure]
+    if not pairs:
+        raise ArithmeticError(f"nothing could be measured: {results[0].failure}")
+    rows, arrays = [row for row, _ in pairs], [result.arrays for _, result in pairs]
+    errors = np.stack([r["error"] for r in arrays])
     order = np.argsort(np.where(np.isfinite(errors.mean(1)), errors.mean(1), np.inf), kind="stable")
-    errors, bootstrap = errors[order], Bootstrap(args.samples)
+    errors, bootstrap = errors[order], Bootstrap(case.samples)
     ratio = bootstrap.ratios(errors, np.broadcast_to(errors[0], errors.shape))
     return pd.DataFrame(
         [
             {
-                **session.config,
+                **case.config,
                 "budget": budget,
-                "entrants": entrants,
+                "entrants": entered,
                 **rows[i].factors,
                 "steps": rows[i].steps,
             }
             for i in order
         ]
     ).assign(
-        **{name: [float(results[i].arrays[name]) for i in order] for name in ("nfe", "jvp", "head")},
+        **{name: [float(arrays[i][name]) for i in order] for name in ("nfe", "jvp", "head")},
         **bootstrap.means(errors).columns("error"),
         **ratio.columns("ratio"),
         worse=ratio.low > 1.0,
         usual=[rows[i].method == METHODS["ddim"] for i in order],
-        reference_error=[float(results[i].arrays["reference_error"]) for i in order],
+        reference_error=[float(arrays[i]["reference_error"]) for i in order],
     )
+
+
+def measure(session: Session) -> Outcome:
+    """Race, under every budget that was asked for."""
+    args, case = session.args, session.case
+    if case.samples < FEWEST:
+        raise UsageError(f"{case.samples} samples decide no race; type --samples {FEWEST} or more")
+    if args.denoise != "off":
+        raise UsageError("denoised ends and others are no competitors; leave out --denoise")
+    session = session.choosing(args.solvers or list(entrants(session.problem)))
+    found = []
+    for budget in dict.fromkeys(args.steps or args.nfe or BUDGETS):
+        rows = session.rows([budget])
+        try:
+            found.append(raced(case, rows, budget, session.study))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    return Outcome(pd.concat(found, ignore_index=True))
 
 
 def competes(method: Method) -> bool:
@@ -120,8 +182,12 @@ def competes(method: Method) -> bool:
     return not (method.random or method.adaptive)
 
 
-def _errors(session: Session, rows: Sequence[Row]) -> Any:
-    return np.stack([r.arrays["error"] for r in Ends(session).measured(rows)])
+def _measured(case: Case, rows: Sequence[Row], study: Study) -> tuple[list[Row], Any]:
+    """Return the rows that could be measured, and their errors, (rows, samples)."""
+    found = [pair for pair in zip(rows, ends(case, rows, study), strict=True) if not pair[1].failure]
+    if not found:
+        raise ArithmeticError(f"nothing could be measured: {study.failures[-1].failure}")
+    return [row for row, _ in found], np.stack([result.arrays["error"] for _, result in found])
 
 
 def survivors(errors: Any, places: int) -> list[int]:
@@ -150,8 +216,9 @@ def survivors(errors: Any, places: int) -> list[int]:
     return [int(order[i]) for i in doubtful[:places]]
 
 
-def report(table: pd.DataFrame, session: Session) -> None:
+def report(session: Session, outcome: Outcome) -> None:
     """Print the winners, a line per budget, then a table of runners-up for each budget."""
+    table = outcome.table
     unit = "steps" if session.args.steps else "NFE"
     columns = ["solver", "form", "grid", *(["afs"] if table["afs"].any() else [])]
 
@@ -177,7 +244,7 @@ def report(table: pd.DataFrame, session: Session) -> None:
         "derivatives are free" if session.args.bill == "nfe" else f"a derivative costs {costs.jvp:.3g} NFE"
     )
     tables.show(
-        f"The best on {session.args.problem}: least mean L2 error of the end point in x",
+        f"The best on {session.case.name}: least mean L2 error of the end point in x",
         pd.DataFrame(winners),
         [
             "level: runners-up not significantly worse (95%, paired, on latents that chose no finalist)",
@@ -199,8 +266,9 @@ def report(table: pd.DataFrame, session: Session) -> None:
         )
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw the best of each budget with their intervals; those that are significantly worse are hollow."""
+    table = outcome.table
     budgets = list(dict.fromkeys(table["budget"]))
     shown = {b: table[table["budget"] == b].head(SHOWN) for b in budgets}
     with plots.style():
@@ -221,10 +289,30 @@ def draw(table: pd.DataFrame) -> Figure:
         return figure
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="recommend",
+    title="Which method to take",
+    finding="A race of all methods, forms and grids under a budget, decided on latents that did not choose.",
+    help="The best method, form and grid at a budget, and the runners-up that are not significantly worse.",
+    examples=(
+        "--problem toy --nfe 10",
+        "--problem digits-mixture --samples 320 --nfe 5 10 15 20 25",
+        "--problem digits --samples 320 --nfe 10 --afs both",
+        "--nfe 10 --solvers ddim ttm2 unipc3 --bill nfe",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=5,
+    defaults={"bill": "cost"},
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("recommend", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("recommend"))

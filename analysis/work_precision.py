@@ -7,8 +7,7 @@ What no other run beats in both work and error is the Pareto front: the methods 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,19 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from analysis import plots, tables
-from analysis.cli import Session, add_factors, add_solvers, main, parser
-from analysis.ends import Ends
-from analysis.rows import BUDGETS, Row, add_budget, cost, plan, tariff
-from analysis.statistics import Bootstrap
-from analysis.study import Cell, Result, run
+from analysis.command.arguments import add_budget, add_factors, add_solvers
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.ends import ends
+from analysis.measure.rows import BUDGETS, Row, cost, plan, tariff
+from analysis.measure.statistics import Bootstrap
+from analysis.methods import GRIDS, Grid, Method, chosen, crossed
+from analysis.methods.table import Asked
+from analysis.show import plots, tables
+from analysis.study.cells import Cell, Result, Study
+from problems import Problem
 from problems.console import Parser
 
 DEFAULT = (
@@ -48,86 +54,132 @@ REPEATS = 5
 AXES = {"cost": "NFE, derivatives billed", "seconds": "seconds per 1,000 samples"}
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "work_precision",
-        "Global error at t_cut against evaluations and against seconds, with the Pareto front.",
-        "  python -m analysis.work_precision\n"
-        "  python -m analysis.work_precision --problem digits-mixture --samples 200\n"
-        "  python -m analysis.work_precision --solvers ddim ttm2 unipc3 --grids quadratic --nfe 5 10 20 40\n"
-        "  python -m analysis.work_precision --problem digits --samples 100 --bill nfe",
-    )
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
     add_solvers(p, DEFAULT, heads=True)
     add_factors(p, None, ("quadratic", "log-snr"))
     add_budget(p)
-    p.set_defaults(bill="cost")
-    return p
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write table and figure."""
+def work_and_error(
+    problem: Case | Problem | str | Path,
+    methods: Asked | Sequence[Asked] | Mapping[str, Method] = DEFAULT,
+    nfe: Sequence[int] = BUDGETS,
+    grids: Sequence[str | Grid] = ("quadratic", "log-snr"),
+    bill: str = "cost",
+    study: Study | None = None,
+) -> pd.DataFrame:
+    """Return errors of end points with evaluations and seconds as a tidy table, the Pareto fronts marked.
+
+    Parameters
+    ----------
+    problem
+        What is solved; anything that ``Case`` takes, or a case.
+    methods
+        The methods; see ``analysis.methods.chosen``. Random ones have no error of end points and are left out.
+    nfe
+        Budgets in score evaluations.
+    grids
+        Names in ``GRIDS``, or grids.
+    bill
+        ``nfe``, ``cost`` or ``both``: whether a budget pays for evaluations alone, or for derivatives too.
+    study
+        Where results are kept; nowhere by default.
+
+    Returns
+    -------
+    See ``tabulated``.
+
+    Raises
+    ------
+    ValueError
+        If nothing can be measured.
+    """
+    case = case_of(problem)
+    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
+    rows = plan(case.problem, crossed(chosen(methods), None, by_name), nfe, bill=bill)
+    return raced(case, rows, study or Study())
+
+
+def raced(case: Case, rows: Sequence[Row], study: Study) -> pd.DataFrame:
+    """Return the tidy table of the rows that have an error of end points and could be measured.
+
+    Seconds are measured last, one after the other in this process, whoever measured the rest.
+    """
+    able = [row for row in rows if not row.note and not row.method.random]
+    found = [
+        (row, result) for row, result in zip(able, ends(case, able, study), strict=True) if not result.failure
+    ]
+    cells = [
+        Cell(
+            {**case.config, **row.factors, "steps": row.steps, "repeats": REPEATS},
+            seconds,
+            {"case": case, "method": row.method, "steps": row.steps, "repeats": REPEATS},
+        )
+        for row, _ in found
+    ]
+    timed = study.alone.run("work-precision", cells)
+    pairs = [(row, end, time) for (row, end), time in zip(found, timed, strict=True) if not time.failure]
+    if not pairs:
+        raise ArithmeticError(f"nothing could be measured: {study.failures[-1].failure}")
+    return tabulated(case, *zip(*pairs, strict=True))
+
+
+def measure(session: Session) -> Outcome:
+    """Measure what was asked for."""
     session = session.usual(DEFAULT)
     args = session.args
-    rows = plan(session, args.steps or args.nfe or BUDGETS)
+    rows = session.rows(args.steps or args.nfe or BUDGETS)
     chance = list(dict.fromkeys(row.solver for row in rows if row.method.random))
-    measured = [row for row in rows if not row.note and not row.method.random]
-    ends = Ends(session)
-    results = ends.measured(measured)
-    timed = run(
-        "work-precision",
-        [
-            Cell(
-                {**session.config, **row.factors, "steps": row.steps, "repeats": REPEATS},
-                (*row.method.parts, *session.parts, seconds),
-                partial(seconds, session, row, ends),
-            )
-            for row in measured
-        ],
-        session.store,
-        fresh=args.fresh,
-    )
-    table = tabulated(session, measured, results, timed)
     notes = [f"N/A: {row.solver} {row.note}" for row in rows if row.note]
     if chance:
         notes.append(f"random, so without an error of end points: {', '.join(chance)}; see analysis.weak")
-    report(table, notes, tariff(session.problem), free=args.bill == "nfe")
-    return session.save(table, draw(table, free=args.bill == "nfe"))
+    return Outcome(raced(session.case, rows, session.study), extra=notes)
 
 
-def seconds(session: Session, row: Row, ends: Ends) -> dict[str, Any]:
-    """Time a method on all trajectories at once, ``REPEATS`` times after one to warm up."""
-    x, times = session.cast(ends.begin), []
-    for _ in range(REPEATS + 1):
-        _settle(x)
+def seconds(case: Case, method: Method, steps: int, repeats: int) -> dict[str, Any]:
+    """Time a method on all trajectories, ``repeats`` times after one to warm up; seconds, (repeats,)."""
+    x, times = case.latents, []
+    for _ in range(repeats + 1):
+        _settle(case.device)
         begin = time.perf_counter()
-        row.method.sample(session.working, row.steps, x)
-        _settle(x)
+        case.sample(method, steps, x)
+        _settle(case.device)
         times.append(time.perf_counter() - begin)
     return {"seconds": np.array(times[1:])}
 
 
-def _settle(x: torch.Tensor) -> None:
+def _settle(device: str) -> None:
     """Wait until an accelerator has done what it was told."""
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def tabulated(
-    session: Session, rows: Sequence[Row], results: Sequence[Result], timed: Sequence[Result]
+    case: Case, rows: Sequence[Row], results: Sequence[Result], timed: Sequence[Result]
 ) -> pd.DataFrame:
-    """Return a tidy table, a line per run, with the fronts in ``pareto_cost`` and ``pareto_seconds``."""
-    costs = tariff(session.problem)
+    """Return a tidy table, a line per run, with the fronts in ``pareto_nfe``, ``_cost`` and ``_seconds``.
+
+    Parameters
+    ----------
+    case
+        The trajectories.
+    rows
+        The runs.
+    results, timed
+        Their ends and their seconds.
+    """
+    costs = tariff(case.problem)
     bills = {name: np.array([float(r.arrays[name]) for r in results]) for name in ("nfe", "jvp", "head")}
     errors = np.stack([r.arrays["error"] for r in results])
     took = np.array([r.arrays["seconds"].min() for r in timed])
     table = pd.DataFrame(
-        [{**session.config, **row.factors, "budget": row.budget, "steps": row.steps or None} for row in rows]
+        [{**case.config, **row.factors, "budget": row.budget, "steps": row.steps or None} for row in rows]
     ).assign(
         **bills,
         cost=lambda rows: cost(rows, costs),
-        seconds=1000.0 * took / session.args.samples,
-        **Bootstrap(session.args.samples).means(errors).columns("error"),
+        seconds=1000.0 * took / case.samples,
+        **Bootstrap(case.samples).means(errors).columns("error"),
         reference_error=[float(r.arrays["reference_error"]) for r in results],
     )
     for work in ("nfe", "cost", "seconds"):
@@ -153,8 +205,10 @@ def pareto(work: Any, error: Any) -> Any:
     return front
 
 
-def report(table: pd.DataFrame, notes: Sequence[str], costs: Any, *, free: bool) -> None:
+def report(session: Session, outcome: Outcome) -> None:
     """Print the two fronts, the cheapest run first."""
+    table, notes, costs = outcome.table, outcome.extra, tariff(session.problem)
+    free = session.args.bill == "nfe"
     about = [*dict.fromkeys(notes), f"reference: own error {table['reference_error'].max():.1e}"]
     if (table["jvp"] + table["head"] > 0).any():
         price = "nothing" if free else f"{costs.jvp:.3g} NFE, a call of the head {costs.head:.3g}"
@@ -180,8 +234,9 @@ def report(table: pd.DataFrame, notes: Sequence[str], costs: Any, *, free: bool)
         about = []
 
 
-def draw(table: pd.DataFrame, *, free: bool) -> Figure:
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw error against evaluations and seconds, a curve per method on each grid, and the fronts."""
+    table, free = outcome.table, session.args.bill == "nfe"
     axes_of = {"nfe": "NFE", "seconds": AXES["seconds"]} if free else AXES
     grids = list(dict.fromkeys(table["grid"]))
     styles = dict(zip(grids, ("-", "--", ":", "-."), strict=False))
@@ -217,10 +272,30 @@ def draw(table: pd.DataFrame, *, free: bool) -> Figure:
         return figure
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="work_precision",
+    title="Work and precision",
+    finding="Error at the end against evaluations and against seconds; what nothing beats is the Pareto front.",
+    help="Global error at t_cut against evaluations and against seconds, with the Pareto front.",
+    examples=(
+        "",
+        "--problem digits-mixture --samples 200",
+        "--solvers ddim ttm2 unipc3 --grids quadratic --nfe 5 10 20 40",
+        "--problem digits --samples 100 --bill nfe",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=4,
+    defaults={"bill": "cost"},
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("work_precision", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("work_precision"))

@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.methods import WHOLE, Method
+from analysis.methods import METHODS, WHOLE, Method
 from problems import Model, Problem, Tariff
 
 BUDGETS = (5, 10, 15, 20, 25)
 BILLS = {"nfe": (False,), "cost": (True,), "both": (False, True)}
 SWITCH = {"off": (False,), "on": (True,), "both": (False, True)}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -137,6 +138,14 @@ def cost(rows: pd.DataFrame, costs: Tariff) -> pd.Series[float]:
     """Return what each row cost, derivatives billed, in evaluations."""
     total: pd.Series[float] = rows["nfe"] + costs.jvp * rows["jvp"] + costs.head * rows["head"]
     return total
+
+
+def taken_whole(solvers: Iterable[str]) -> list[str]:
+    """Return a note on those of the named methods that take a batch whole, if there are any."""
+    names = [name for name in dict.fromkeys(solvers) if name in METHODS and METHODS[name].coupled]
+    if not names:
+        return []
+    return [f"{', '.join(names)}: steps depend on all samples together, so --batch does not split them"]
 
 
 def _derivatives(problem: Model, method: Method) -> bool:
