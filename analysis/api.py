@@ -1,0 +1,109 @@
+"""Measurements for scripts and notebooks: functions of plain values that return data frames.
+
+Every function takes a problem as a name, the path of a checkpoint, a ``Problem`` of one's own or a ``Case``, and
+methods by name or as values. The commands call the same functions. With a ``Study`` results are kept in a
+store and measured by workers::
+
+    with open_study("results", workers=2) as study:
+        race("toy", nfe=10, study=study)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from analysis.gte import end_points
+from analysis.lte import local_errors
+from analysis.measure.case import Case
+from analysis.methods import METHODS, Method
+from analysis.orders import certify
+from analysis.recommend import race
+from analysis.study.cells import Cell, Result, Study
+from analysis.study.pools import pool
+from analysis.study.store import Store
+from analysis.work_precision import work_and_error
+from problems import Problem
+from solvers import Solver
+
+
+@contextmanager
+def open_study(
+    out: str | Path, workers: int = 1, scheduler: str | None = None, *, fresh: bool = False
+) -> Iterator[Study]:
+    """Provide a study whose results are kept in the store of a folder, and close it afterwards.
+
+    Parameters
+    ----------
+    out
+        The folder; a command with the same ``--out`` has the same store.
+    workers
+        Processes on this machine.
+    scheduler
+        Address of a Dask scheduler, which is asked instead if there is one.
+    fresh
+        Whether all is measured anew.
+
+    Raises
+    ------
+    OSError
+        If the store cannot be used.
+    analysis.study.pools.NoPoolError
+        If there are no workers to be had.
+    """
+    store = Store(Path(out) / "store.sqlite")
+    try:
+        with pool(workers, scheduler) as who:
+            yield Study(store, who, fresh)
+    finally:
+        store.close()
+
+
+def assert_order(
+    solver: Solver | Method | str, problem: Case | Problem | str | Path = "smooth", *, grid: str = "quadratic"
+) -> None:
+    """Check in a test that a solver has the order that it declares, on the form and grid that are usual for it.
+
+    Parameters
+    ----------
+    solver
+        The solver, or a method, or a name.
+    problem
+        What is solved; anything that ``Case`` takes.
+    grid
+        A name in ``GRIDS``.
+
+    Raises
+    ------
+    AssertionError
+        If a certificate fails; the message has the declared and the measured order.
+    ValueError
+        If the solver has no order that could be seen.
+    """
+    found = certify(solver, problem, grids=[grid])
+    wrong = found[found["verdict"] == "FAIL"]
+    told = [
+        f"{row['solver']} declares order {row['order']:g} and shows {row['slope']:.2f} "
+        f"[{row['slope_low']:.2f}, {row['slope_high']:.2f}] ({row['form']} form, {row['kind']})"
+        for _, row in wrong.iterrows()
+    ]
+    if told:
+        raise AssertionError("; ".join(told))
+
+
+__all__ = [
+    "METHODS",
+    "Case",
+    "Cell",
+    "Method",
+    "Result",
+    "Study",
+    "assert_order",
+    "certify",
+    "end_points",
+    "local_errors",
+    "open_study",
+    "race",
+    "work_and_error",
+]
