@@ -1,8 +1,8 @@
 """Measurements for scripts and notebooks: functions of plain values that return data frames.
 
-Every function takes a problem as a name, the path of a checkpoint, a ``Problem`` of one's own or a ``Case``, and
-methods by name or as values. The commands call the same functions. With a ``Study`` results are kept in a
-store and measured by workers::
+Every function takes a problem as a name, the path of a checkpoint, a ``Problem`` of one's own or a ``Case``.
+Methods are given by name or as values. The commands call the same functions. A ``Study`` keeps results in a
+store, and may have workers that measure::
 
     with open_study("results", workers=2) as study:
         race("toy", nfe=10, study=study)
@@ -63,7 +63,9 @@ def open_study(
 def assert_order(
     solver: Solver | Method | str, problem: Case | Problem | str | Path = "smooth", *, grid: str = "quadratic"
 ) -> None:
-    """Check in a test that a solver has the order that it declares, on the form and grid that are usual for it.
+    """Check in a test that a solver has the order that it declares.
+
+    Methods are crossed with all forms of the flow that are exact, on one grid.
 
     Parameters
     ----------

@@ -105,7 +105,9 @@ class Writer:
         """
         value = plain(value)
         kind = type(value)
-        if isinstance(value, float):
+        if hasattr(kind, "__key__"):
+            self._instance(value)
+        elif isinstance(value, float):
             self._put("float", value.hex())
         elif kind in _ATOMS:
             self._put(kind.__name__, repr(value))
@@ -192,7 +194,7 @@ class Writer:
         if kind.__module__.split(".")[0] in _NO_NUMBERS:
             return
         if hasattr(kind, "__key__"):
-            self.write(value.__key__())
+            self.write(kind.__key__(value))
             return
         state = value.__getstate__()
         if isinstance(state, dict):
