@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.measure.problems import DTYPES, between, opened, portable
+from analysis.measure.problems import DTYPES, between, latents, opened, portable
 from analysis.measure.reference import SERIES, Reference, Way, way_to
 from analysis.methods import Method
 from analysis.study.keys import Keys
@@ -117,7 +117,15 @@ class Case:
     def __key__(self) -> object:
         """Return what determines the results of a case, for ``study.keys``."""
         batch = self.batch if self.network else None
-        return self.problem, self.way, self.samples, self.seed, self.dtype, torch.device(self.device).type, batch
+        return (
+            self.problem,
+            self.way,
+            self.samples,
+            self.seed,
+            self.dtype,
+            torch.device(self.device).type,
+            batch,
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Case) and self._identity == other._identity
@@ -204,6 +212,25 @@ class Case:
         """
         return _exact(self, times or (self.problem.schedule.stop,), tolerance)
 
+    def solved(self, x: Tensor, *times: float, tolerance: float | None = None) -> Reference:
+        """Return the exact solution through given states at the start of the schedule, batch by batch.
+
+        Parameters
+        ----------
+        x
+            The states, (n, *event), float64, on the CPU.
+        times, tolerance
+            As in ``exact``.
+        """
+        stops = (self.problem.schedule.start, *(times or (self.problem.schedule.stop,)))
+        parts = [
+            self.way(score, x[rows], stops, tolerance)
+            for score, rows in self.split(len(x), self.problem, whole=not self.network)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return Reference(stops, torch.cat([part.x for part in parts], 1), max(part.error for part in parts))
+
     def denoise(self, x: Tensor) -> Tensor:
         """Return exact states at the end of the schedule, (n, *event), denoised by the exact problem."""
         parts = self.split(len(x), self.problem, whole=not self.network)
@@ -225,7 +252,12 @@ class Case:
         return x.to(device=self.device, dtype=DTYPES[self.dtype])
 
     def sample(
-        self, method: Method, steps: int, x: Tensor | None = None, model: Model | None = None
+        self,
+        method: Method,
+        steps: int,
+        x: Tensor | None = None,
+        model: Model | None = None,
+        noise: Noise | None = None,
     ) -> tuple[Tensor, Bill]:
         """Return where a method brings states, batch by batch, and what that cost for each of them.
 
@@ -237,15 +269,17 @@ class Case:
             The states, (samples, *event); by default the latents.
         model
             What is solved, where it is not the working problem.
+        noise
+            The noise of a random method; by default that of the case.
 
         Returns
         -------
         The ends in the coordinates of the data, float64, on the CPU, and the bill.
         """
-        noise = self.noise
+        source = self.noise if noise is None else noise
 
         def march(score: Model, part: Tensor, rows: Tensor) -> Tensor:
-            return method.sample(score, steps, part, noise.part(rows) if len(rows) < len(start) else noise)
+            return method.sample(score, steps, part, source.part(rows) if len(rows) < len(start) else source)
 
         start = self.latents if x is None else x
         return self._batched(march, start, model, whole=method.coupled)
@@ -287,7 +321,9 @@ class Case:
     ) -> tuple[Tensor, Bill]:
         score: Model = self.working if model is None else model
         before = score.spent
-        ends = [march(part, self.cast(x[rows]), rows) for part, rows in self.split(len(x), score, whole=whole)]
+        ends = [
+            march(part, self.cast(x[rows]), rows) for part, rows in self.split(len(x), score, whole=whole)
+        ]
         return torch.cat(ends).double().cpu(), whole_bill(score.spent - before)
 
 
@@ -308,14 +344,7 @@ def _working(case: Case) -> Problem:
 
 @lru_cache(maxsize=8)
 def _latents(case: Case) -> Tensor:
-    return initial(case.problem, case.samples, case.seed)
-
-
-def initial(problem: Problem, samples: int, seed: int) -> Tensor:
-    """Return ``samples`` states at the start of a problem's schedule, shape (samples, *event), float64."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (samples, *problem.event_shape)
-    return problem.schedule.prior_std * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return latents(case.problem, case.samples, case.seed)
 
 
 @lru_cache(maxsize=8)
@@ -325,14 +354,7 @@ def _data(case: Case, t: float | None) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _exact(case: Case, times: Sequence[float], tolerance: float | None) -> Reference:
-    stops = (case.problem.schedule.start, *times)
-    parts = [
-        case.way(score, case.latents[rows], stops, tolerance)
-        for score, rows in case.split(case.samples, case.problem, whole=not case.network)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    return Reference(stops, torch.cat([part.x for part in parts], 1), max(part.error for part in parts))
+    return case.solved(case.latents, *times, tolerance=tolerance)
 
 
 @lru_cache(maxsize=8)

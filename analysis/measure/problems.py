@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from analysis.methods.plugins import extensible, importable, installed
 from problems import (
@@ -87,6 +88,13 @@ def checkpoint(path: Path) -> Problem:
     """
     head = path.with_name(f"{path.stem}-head.safetensors")
     return load(path, head if head.exists() else None)[0]
+
+
+def latents(problem: Problem, samples: int, seed: int) -> Tensor:
+    """Return ``samples`` states at the start of a problem's schedule, shape (samples, *event), float64."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (samples, *problem.event_shape)
+    return problem.schedule.prior_std * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def between(problem: P, start: float, stop: float) -> P:

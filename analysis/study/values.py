@@ -200,7 +200,7 @@ class Writer:
         if isinstance(state, dict):
             kept = {name: part for name, part in state.items() if not _cached(kind, name)}
             self.write(kept)
-        elif state is not None and library(kind.__module__) is None:
+        elif library(kind.__module__) is None:
             self.write(state)
         else:
             try:

@@ -125,7 +125,9 @@ def test_a_cell_that_cannot_be_read_is_measured_again_with_one_warning(store, ca
     Study(store).run("x", [cell(1.0), cell(2.0)])
     with store._db:
         whole = store._db.execute("SELECT arrays FROM results").fetchone()[0]
-        store._db.execute("UPDATE results SET arrays = ?", (whole[: len(whole) // 2] if blob is None else blob,))
+        store._db.execute(
+            "UPDATE results SET arrays = ?", (whole[: len(whole) // 2] if blob is None else blob,)
+        )
     found = Study(store).run("x", [cell(1.0), cell(2.0)])
     assert [r.arrays["error"][0] for r in found] == [1.0, 2.0]
     assert len(CALLS) == 4

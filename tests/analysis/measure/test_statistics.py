@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.statistics import Bootstrap, medians, share, slope
+from analysis.measure.statistics import Bootstrap, medians, share, slope
 
 
 def test_bootstrap_interval_of_a_mean_covers_it_about_95_percent_of_the_time():

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import gte, study
+from analysis import gte
 from analysis.methods import FORMS, METHODS, Method
 from problems import VP
 from solvers import RK45, grids
@@ -211,10 +211,7 @@ def test_a_straight_flow_is_decoded_as_it_was_encoded(tmp_path):
     assert (table["error"] < 1e-10).all()
 
 
-def test_a_second_run_measures_nothing_and_gives_the_same_table(tmp_path, monkeypatch):
-    written = []
-    write = study.Store.write
-    monkeypatch.setattr(study.Store, "write", lambda self, *a: (written.append(a[0]), write(self, *a)))
+def test_a_second_run_measures_nothing_and_gives_the_same_table(tmp_path, written):
     small = ["--samples", "20", "--solvers", "ddim", "f-pndm", "euler-maruyama", "--nfe", "5", "15"]
     run(tmp_path, *small)
     first = (tmp_path / "gte.csv").read_bytes()
@@ -255,7 +252,7 @@ def test_figures_known_independently(tmp_path):
     assert np.all(table["reference_error"] < 1e-10)
 
 
-def test_figures_are_written_in_the_style_of_the_paper(tmp_path):
+def test_figures_are_written_in_the_style_of_the_paper(tmp_path, figures):
     run(tmp_path, "--samples", "5", "--solvers", "ddim", "--nfe", "5", "--denoise", "both")
     assert b"/Type3" not in (tmp_path / "gte.pdf").read_bytes()  # which journals refuse
     width = int.from_bytes((tmp_path / "gte.png").read_bytes()[16:20], "big")

@@ -1,5 +1,6 @@
 """Manners: mistakes get one sentence and exit code 2, files are whole, runs are repeatable and resumable."""
 
+import functools
 import importlib
 import json
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import cli, lte, study
+from analysis import lte
+from analysis.command.arguments import parser
 from problems import files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 EXPERIMENTS = (
     "lte",
     "derivatives",
@@ -65,7 +67,7 @@ def test_a_mistake_gets_one_sentence_and_exit_code_2(line, tmp_path, capsys):
 
 
 def test_cuda_where_there_is_none_gets_one_sentence(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit) as left:
         lte.command(["--device", "cuda", "--out", str(tmp_path)])
     assert left.value.code == 2
@@ -84,10 +86,10 @@ def test_help_has_examples_that_parse(name, capsys):
     ]
     assert len(lines) >= 2
     for line in lines:
-        module.arguments().parse_args(line)
+        parser(module.EXPERIMENT).parse_args(line)
 
 
-def test_files_manifest_and_repetition(tmp_path, capsys):
+def test_files_manifest_and_repetition(tmp_path, capsys, figures):
     """Same seed, same result, in another folder and from another store."""
     for folder in ("a", "b"):
         assert lte.command([*SMALL, "--out", str(tmp_path / folder)]) == 0
@@ -113,10 +115,7 @@ def test_another_seed_gives_another_result(tmp_path):
     assert (a["error"] != b["error"]).all()
 
 
-def test_a_second_run_measures_nothing_and_fresh_measures_all(tmp_path, monkeypatch):
-    written = []
-    write = study.Store.write
-    monkeypatch.setattr(study.Store, "write", lambda self, *a: (written.append(a[0]), write(self, *a)))
+def test_a_second_run_measures_nothing_and_fresh_measures_all(tmp_path, written):
     lte.command([*SMALL, "--out", str(tmp_path)])
     assert len(written) == 12
     lte.command([*SMALL, "--out", str(tmp_path)])
@@ -127,16 +126,23 @@ def test_a_second_run_measures_nothing_and_fresh_measures_all(tmp_path, monkeypa
     assert len(written) == 28
 
 
-def test_an_interrupted_run_exits_130_and_resumes(tmp_path, monkeypatch, capsys):
-    step, calls = lte.single_step, []
+class Uncounted(list):
+    """Calls, on which no result depends."""
 
-    def interrupted(*a):
+    def __key__(self):
+        return None
+
+
+def test_an_interrupted_run_exits_130_and_resumes(tmp_path, monkeypatch, capsys):
+    step, calls = lte.single_step, Uncounted()
+
+    @functools.wraps(step)
+    def interrupted(**arguments):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return step(*a)
+        return step(**arguments)
 
-    interrupted.__module__ = step.__module__
     monkeypatch.setattr(lte, "single_step", interrupted)
     assert lte.command([*SMALL, "--out", str(tmp_path)]) == 130
     assert "the same command resumes" in capsys.readouterr().err

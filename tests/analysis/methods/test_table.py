@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from analysis.measure.problems import PROBLEMS, latents
 from analysis.methods import FORMS, GRIDS, METHODS
-from analysis.problems import PROBLEMS, latents
 from problems import VP, AnalyticFirst, Bill, Guided, Tariff, denoise, smooth_mixture, toy_mixture
 from problems.images.head import Head, HeadConfig
 from problems.images.score import Learned

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from analysis import orders
+from analysis.measure.problems import latents
 from analysis.methods import ALIASES, FORMS, GRIDS, METHODS, Method
-from analysis.problems import latents
 from problems import DDIM, smooth_mixture, toy_mixture
 from solvers import Adams, Index, Taylor, final, march
 

@@ -6,9 +6,9 @@ import torch
 from scipy.integrate import solve_ivp
 
 from analysis import reference as module
+from analysis.measure.problems import latents
+from analysis.measure.reference import reference
 from analysis.methods import METHODS
-from analysis.problems import latents
-from analysis.reference import reference
 from problems import Gaussian, Guided, Mixture, Preconditioned, digits_mixture, smooth_mixture, toy_mixture
 from solvers.adaptive_taylor import AdaptiveTaylor
 

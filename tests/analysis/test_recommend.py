@@ -6,7 +6,6 @@ import pytest
 
 from analysis import gte, recommend
 from analysis.recommend import survivors
-from problems.console import UsageError
 
 
 def run(out, *arguments):
@@ -94,11 +93,11 @@ def test_all_that_can_solve_a_problem_enter(tmp_path, monkeypatch):
     """A network has a head, but no covariance of the data given a state."""
     entered = []
 
-    def race(session, budget):
-        entered.extend(session.methods())
-        raise UsageError("enough")
+    def raced(case, rows, budget, study):
+        entered.extend(row.solver for row in rows)
+        raise ValueError("enough")
 
-    monkeypatch.setattr(recommend, "race", race)
+    monkeypatch.setattr(recommend, "raced", raced)
     with pytest.raises(SystemExit, match="2"):
         recommend.command(["--problem", "digits", "--out", str(tmp_path)])
     assert {"ddim", "genie", "unipc3"} < set(entered)

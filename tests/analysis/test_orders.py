@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import orders, study
+from analysis import orders
+from analysis.measure.orders import POINTS, ladder, obstacle
+from analysis.measure.problems import PROBLEMS, between
+from analysis.measure.recursion import moments
 from analysis.methods import FORMS, GRIDS, METHODS, Method, crossed
-from analysis.problems import PROBLEMS, between
-from analysis.recursion import moments
+from analysis.show.published import CLAIMS
 from problems import VE, Gaussian, toy_mixture
 from solvers import EulerMaruyama, Node, Taylor
 from solvers.grids import alternating
@@ -122,7 +124,7 @@ def test_orders_of_random_methods(random, name):
 def test_a_solution_of_its_own(tmp_path):
     """DDIM(½) has less noise than the reverse SDE, so on no path does it come near that."""
     arguments = ["--samples", "64", "--solvers", "ddim-eta0.5", "--forms", "ddim", "--grids", "log-snr"]
-    table = run(tmp_path, *arguments, "--strict").set_index("kind")
+    table = run(tmp_path, *arguments).set_index("kind")
     assert table.loc["paths", "against"] == "its own"
     assert table["slope"].to_numpy() == pytest.approx([1.0, 1.0], abs=0.2)
 
@@ -148,8 +150,8 @@ class Elsewhere(EulerMaruyama):
 def test_wrong_random_methods_fail(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(METHODS, "too-sure", Method(TooSure(), FORMS["localization"]))
     monkeypatch.setitem(METHODS, "elsewhere", Method(Elsewhere(), FORMS["localization"]))
-    arguments = ["--samples", "32", "--finest", "48", "--grids", "quadratic", "--strict"]
-    table = run(tmp_path, *arguments, "--solvers", "too-sure", "elsewhere", code=1).set_index(
+    arguments = ["--samples", "32", "--finest", "48", "--grids", "quadratic"]
+    table = run(tmp_path, *arguments, "--solvers", "too-sure", "elsewhere", code=3).set_index(
         ["solver", "kind"]
     )
     assert table["verdict"].to_dict() == {
@@ -198,7 +200,7 @@ def test_moments_hold_correlations():
 
 def test_what_has_no_order_has_a_reason():
     def reasons(problem):
-        return {name: r for name, method in METHODS.items() if (r := orders.obstacle(method, problem))}
+        return {name: r for name, method in METHODS.items() if (r := obstacle(method, problem))}
 
     adaptive = {"rk45", "rk45-each", "taylor-each", "adaptive-sde"}
     smooth = reasons(PROBLEMS["smooth"]())
@@ -212,9 +214,9 @@ def test_what_has_no_order_has_a_reason():
 @pytest.mark.slow
 def test_every_certificate_passes(tmp_path, capsys):
     """On a smooth grid and a rough one; the command itself has five grids."""
-    table = run(tmp_path, "--strict", "--grids", "quadratic", "rough")
+    table = run(tmp_path, "--grids", "quadratic", "rough")
     problem = PROBLEMS["smooth"]()
-    certifiable = {name: m for name, m in METHODS.items() if not orders.obstacle(m, problem)}
+    certifiable = {name: m for name, m in METHODS.items() if not obstacle(m, problem)}
     # Two names of one solver, like ttm2 and ttm2-pf, differ by their form, and all forms are there.
     solvers = {(m.solver, m.last) for m in certifiable.values()}
     assert solvers == {(METHODS[name].solver, METHODS[name].last) for name in table["solver"]}
@@ -256,8 +258,8 @@ def test_published_claims_are_held_against_what_is_measured(tmp_path, capsys):
 
 
 def test_claims_are_about_methods_and_mismatches_have_a_remark():
-    for name, claim in orders.CLAIMS.items():
-        assert not orders.obstacle(METHODS[name], PROBLEMS["smooth"]())
+    for name, claim in CLAIMS.items():
+        assert not obstacle(METHODS[name], PROBLEMS["smooth"]())
         assert (METHODS[name].order < claim.order) == bool(claim.remark)
 
 
@@ -281,38 +283,34 @@ def test_a_late_order_is_looked_for_with_more_steps(tmp_path):
 def test_a_wrong_method_fails_in_plain_sight(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(METHODS, "wrong", Method(WrongTaylor(2)))
     arguments = ["--samples", "16", "--solvers", "ttm2", "wrong", "--forms", "ddim", "--grids", "linear"]
-    table = run(tmp_path, *arguments).set_index("solver")
+    table = run(tmp_path, *arguments, code=3).set_index("solver")
     assert table.loc["ttm2", "verdict"] == "pass"
     assert table.loc["wrong", "verdict"] == "FAIL"
     assert table.loc["wrong", "slope"] == pytest.approx(1.0, abs=0.1)
     printed = capsys.readouterr().out
     assert "1 of 2 certificates pass" in printed
     assert "Certificates that FAIL" in printed
-    run(tmp_path, *arguments, "--strict", code=1)
-    run(tmp_path, *arguments[:2], "--solvers", "ttm2", *arguments[5:], "--strict")
+    run(tmp_path, *arguments[:2], "--solvers", "ttm2", *arguments[5:])
 
 
 def test_a_method_without_finite_errors_fails(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "nowhere", Method(Nowhere(1)))
     arguments = ["--samples", "8", "--solvers", "nowhere", "--forms", "ddim", "--grids", "linear"]
-    table = run(tmp_path, *arguments, "--strict", code=1)
+    table = run(tmp_path, *arguments, code=3)
     assert table["verdict"].tolist() == ["FAIL"]
 
 
 def test_errors_of_rounding_have_no_slope(tmp_path, capsys):
     """On Gaussian data the preconditioned form is exact, so all that is left is rounding."""
     arguments = ["--problem", "gaussian", "--samples", "16", "--solvers", "ddim", "--grids", "linear"]
-    table = run(tmp_path, *arguments, "--forms", "ddim", "preconditioned", "--strict").set_index("form")
+    table = run(tmp_path, *arguments, "--forms", "ddim", "preconditioned").set_index("form")
     assert table.loc["ddim", "verdict"] == "pass"
     assert table.loc["preconditioned", "verdict"] == "rounding"
     assert np.isnan(table.loc["preconditioned", "slope"])
     assert "1 of 1 certificates pass" in capsys.readouterr().out
 
 
-def test_a_second_run_measures_nothing(tmp_path, monkeypatch):
-    written = []
-    write = study.Store.write
-    monkeypatch.setattr(study.Store, "write", lambda self, *a: (written.append(a[0]), write(self, *a)))
+def test_a_second_run_measures_nothing(tmp_path, written):
     small = ["--samples", "8", "--solvers", "ddim", "--forms", "ddim", "--finest", "32"]
     run(tmp_path, *small)
     assert len(written) == 5
@@ -345,9 +343,9 @@ def test_mistakes_exit_with_2(arguments, tmp_path, capsys):
 
 
 def test_a_ladder_is_even_and_falls_by_roots_of_two():
-    assert orders.ladder(128) == [128, 90, 64, 46, 32, 22, 16, 12, 8]
-    assert all(n % 2 == 0 for n in orders.ladder(177))
-    assert len(orders.ladder(16)) == orders.POINTS
+    assert ladder(128) == [128, 90, 64, 46, 32, 22, 16, 12, 8]
+    assert all(n % 2 == 0 for n in ladder(177))
+    assert len(ladder(16)) == POINTS
 
 
 def test_steps_that_alternate():
