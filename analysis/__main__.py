@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from analysis.command.experiment import PLUGGED, commands, experiments
-from analysis.command.run import MODULE, main, start
+from analysis.command.experiment import PLUGGED, REPORT, commands, experiments
+from analysis.command.run import main, start
 from analysis.methods import plugins
 from analysis.study.libraries import package_version
 
@@ -17,10 +17,7 @@ SCRIPT = "genie-bench "
 def listed(launcher: str) -> str:
     """Return a line for each command."""
     found = {e.name: e.finding for e in experiments()}
-    rest = {
-        "report": "One page of all figures and tables in a folder of results.",
-        "pages": "Tables of the docs.",
-    }
+    rest = {"report": REPORT, "pages": "Lists of experiments in README.md and tox.ini, tables of the docs."}
     lines = {**found, **{name: rest.get(name, "") for name in commands() if name not in found}}
     width = max(map(len, lines))
     return "\n".join(f"  {launcher}{name:{width}}  {what}" for name, what in lines.items())
@@ -50,4 +47,4 @@ def script(argv: Sequence[str] | None = None, launcher: str = SCRIPT) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(script(launcher=MODULE))
+    raise SystemExit(script(launcher="python -m analysis "))

@@ -1,8 +1,9 @@
-"""The tables in the pages of ``docs/methods``, made from the table of methods and from measured results.
+"""Lists of experiments and tables of methods on the pages of the repository, made from code and results.
 
-A page says by a comment where a table belongs, ``<!-- methods: FAMILY -->``, and what stands between that
-and ``<!-- end -->`` is replaced. What is declared comes from the code; measured orders from ``orders.csv``,
-errors of end points from ``gte.csv``, weak errors from ``weak.csv`` in the folder of results.
+A comment says where one belongs: ``<!-- methods: FAMILY -->`` on a page of ``docs/methods``,
+``<!-- experiments -->`` in ``README.md``, ``# experiments`` above the jobs in ``tox.ini``. What stands after
+it, up to ``<!-- end -->`` or ``# end``, is replaced. What is declared comes from the code, measured orders
+from ``orders.csv``, errors of end points from ``gte.csv``, weak errors from ``weak.csv``.
 """
 
 from __future__ import annotations
@@ -16,28 +17,84 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import tables
+from analysis.command.experiment import REPORT, Experiment, commands, experiments
+from analysis.command.run import MODULE, start
+from analysis.measure.problems import PROBLEMS
 from analysis.methods import FAMILIES, GRIDS, METHODS, Method
-from analysis.problems import PROBLEMS
+from analysis.show import tables
 from problems import Model
 from problems.console import Parser, UsageError, attempt
 from problems.files import atomically
 
 MARK = re.compile(r"(<!-- methods: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LISTED = {
+    "README.md": re.compile(r"(?<=<!-- experiments -->\n).*?(?=<!-- end -->)", re.DOTALL),
+    "tox.ini": re.compile(r"(?<=# experiments\n).*?(?=# end\n)", re.DOTALL),
+}
+"""The files that list the experiments, each with the place of the list."""
+
 NFE = 10
 """The budget of the errors in the tables."""
 
 
-def arguments() -> Parser:
+def parser(launcher: str = MODULE) -> Parser:
     """Return the parser of this command."""
+    name = f"{launcher}pages"
     p = Parser(
         "analysis.pages",
-        "Fill the tables in the pages on the families of methods.",
-        "  python -m analysis.pages --results results --pages docs/methods",
+        "Fill the list of experiments in README.md and tox.ini, and the tables of methods in docs/methods.",
+        f"  {name}\n  {name} --results results",
     )
-    p.add_argument("--results", type=Path, default=Path("results"), help="folder of what was measured")
-    p.add_argument("--pages", type=Path, default=Path("docs/methods"), help="folder of the pages")
+    p.prog = name
+    p.add_argument("--root", type=Path, default=Path(), help="root of the repository")
+    p.add_argument(
+        "--results", type=Path, help="folder of what was measured; without it docs/methods is left as it is"
+    )
     return p
+
+
+def listed(root: Path) -> dict[Path, str]:
+    """Return the files that list the experiments, as they should be.
+
+    Parameters
+    ----------
+    root
+        Root of the repository.
+
+    Raises
+    ------
+    UsageError
+        If a file is missing or says not where its list belongs.
+    """
+    modules = commands()
+    found = [e for e in experiments() if e.name in modules]  # those of plugins are not in this repository
+    texts = {"README.md": f"\n{tables.markdown(overview(found))}\n\n", "tox.ini": jobs(found)}
+    files = {}
+    for name, place in LISTED.items():
+        path, text = root / name, texts[name]
+        if not path.is_file():
+            raise UsageError(f"there is no {path}; type the root of the repository after --root")
+        around = place.split(path.read_text(encoding="utf-8"))
+        if len(around) != 2:
+            raise UsageError(f"{path} has {len(around) - 1} places for the list of experiments; mark one")
+        files[path] = text.join(around)
+    return files
+
+
+def overview(found: Sequence[Experiment]) -> pd.DataFrame:
+    """Return the table of experiments: command, finding, place in the paper."""
+    lines = []
+    for e in found:
+        lines.append((e.name, e.finding, e.paper))
+        lines += [(f"{e.name} {v.arguments}", v.finding, v.paper) for v in e.variants]
+    lines.append(("report", REPORT, ""))
+    cells = [(f"`{name}`", finding, paper or "–") for name, finding, paper in lines]
+    return pd.DataFrame(cells, columns=["command", "what it shows", "in the paper"])
+
+
+def jobs(found: Sequence[Experiment]) -> str:
+    """Return the head of the section of ``tox.ini`` that runs any of the commands."""
+    return f"[testenv:{{{','.join([*(e.name for e in found), 'report'])}}}]\n"
 
 
 def filled(text: str, results: Path) -> str:
@@ -66,7 +123,6 @@ def filled(text: str, results: Path) -> str:
 
 def family(name: str, results: Path) -> pd.DataFrame:
     """Return the table of a family: a line per method, what is declared and what was measured."""
-    network, mixture = PROBLEMS["digits"](), PROBLEMS["toy"]()
     orders, ends, weak = (_read(results / f"{file}.csv") for file in ("orders", "gte", "weak"))
     lines = [
         {
@@ -74,7 +130,7 @@ def family(name: str, results: Path) -> pd.DataFrame:
             "solver": ", then ".join(f"`{spelled(s)}`" for s in (m.solver, *m.last)),
             "form": m.form.name,
             **_orders(orders, m),
-            "cost of N steps": cost(m, network if m.form.name == "distilled" else mixture),
+            "cost of N steps": cost(m, PROBLEMS["digits" if m.form.name == "distilled" else "toy"]()),
             **({} if m.random else _columns(ends, method, m, "error", "error")),
             **(_columns(weak, method, m, "energy", "energy distance") if m.random else {}),
         }
@@ -164,21 +220,21 @@ def _columns(
     }
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    p = arguments()
+    p = parser(launcher)
     args = p.parse_args(argv)
 
     def action() -> None:
-        pages = sorted(args.pages.glob("*.md"))
-        if not pages:
-            raise UsageError(f"there are no pages in {args.pages}; type their folder after --pages")
-        for page in pages:
-            text = filled(page.read_text(encoding="utf-8"), args.results)
-            atomically(page, partial(Path.write_text, data=text, encoding="utf-8"))
+        texts = listed(args.root)
+        if args.results is not None:
+            pages = sorted((args.root / "docs" / "methods").glob("*.md"))
+            texts |= {page: filled(page.read_text(encoding="utf-8"), args.results) for page in pages}
+        for path, text in texts.items():
+            atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
 
     return attempt(p, action, "pages that were written are whole")
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("pages"))

@@ -135,11 +135,12 @@ def commands() -> list[str]:
 
 _NO_COMMANDS = ("__main__", "api")
 
+REPORT = "One page of all figures and tables in a folder of results."
+"""What ``report`` does, in lists of commands."""
+
 
 def experiments() -> list[Experiment]:
     """Return all experiments, those of plugins included, in the order of their places."""
     modules = [importlib.import_module(f"analysis.{name}") for name in commands()]
     found = [m.EXPERIMENT for m in modules if hasattr(m, "EXPERIMENT")]
     return sorted([*found, *PLUGGED.values()], key=lambda e: (e.place, e.name))
-
-

@@ -1,16 +1,39 @@
-"""The pages on families of methods: their tables are those of the code."""
+"""The lists of experiments and the pages on families of methods: their tables are those of the code."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import solvers
 from analysis import pages
+from analysis.command.experiment import REPORT, Variant, experiments
+from analysis.measure.problems import PROBLEMS
 from analysis.methods import FAMILIES, METHODS
-from analysis.pages import cost, filled, spelled
-from analysis.problems import PROBLEMS
+from analysis.pages import cost, filled, jobs, listed, overview, spelled
 from solvers import RK4, Adams, Exact, Index, Taylor, Time
 
+ROOT = Path(__file__).parents[2]
 PAGE = "# A page\n\nBefore.\n\n<!-- methods: runge-kutta -->\nold\n<!-- end -->\n\nAfter.\n"
+
+
+@pytest.mark.parametrize("name", ["README.md", "tox.ini"])
+def test_experiments_are_listed(name):
+    """Type ``python -m analysis.pages`` where this fails."""
+    assert listed(ROOT)[ROOT / name] == (ROOT / name).read_text("utf-8")
+
+
+def test_an_experiment_and_its_variants_are_lines_and_one_job():
+    first = experiments()[0]
+    other = Variant("other", "--two", "Other", "What it shows.", "Fig. 9")
+    found = [replace(first, finding="How far.", paper="", variants=(other,))]
+    assert overview(found).to_numpy().tolist() == [
+        ["`lte`", "How far.", "–"],
+        ["`lte --two`", "What it shows.", "Fig. 9"],
+        ["`report`", REPORT, "–"],
+    ]
+    assert jobs(found) == "[testenv:{lte,report}]\n"
 
 
 @pytest.mark.parametrize(
@@ -33,6 +56,11 @@ def test_every_solver_in_the_tables_can_be_typed():
         assert type(typed) is type(method.solver)
 
 
+@pytest.fixture(scope="module")
+def network():
+    return PROBLEMS["digits"]()
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -45,9 +73,9 @@ def test_every_solver_in_the_tables_can_be_typed():
         ("rk45", "as needed"),
     ],
 )
-def test_what_steps_cost(name, text):
+def test_what_steps_cost(name, text, network):
     """N + 1 and N + 9 are the counts of Liu et al. (2022)."""
-    assert cost(METHODS[name], PROBLEMS["digits"]()) == text
+    assert cost(METHODS[name], network) == text
 
 
 def test_a_table_takes_the_place_of_the_old_one(tmp_path):
@@ -89,11 +117,34 @@ def test_results_by_steps_are_refused(tmp_path):
         filled(PAGE, tmp_path)
 
 
-def test_unknown_families_and_empty_folders_are_refused(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        pages.command(["--pages", str(tmp_path)])
-    assert "there are no pages" in capsys.readouterr().err
-    (tmp_path / "a.md").write_text("<!-- methods: none -->\n<!-- end -->")
-    with pytest.raises(SystemExit, match="2"):
-        pages.command(["--pages", str(tmp_path)])
-    assert "there is no family 'none'" in capsys.readouterr().err
+def repository(folder):
+    """Write the pages of a small repository, whose lists are empty."""
+    (folder / "README.md").write_text("Before.\n\n<!-- experiments -->\n<!-- end -->\n\nAfter.\n", "utf-8")
+    (folder / "tox.ini").write_text("# experiments\n# end\ncommands = ls\n", "utf-8")
+    (folder / "docs" / "methods").mkdir(parents=True)
+    (folder / "docs" / "methods" / "a.md").write_text(PAGE, "utf-8")
+
+
+def test_the_command_fills_the_lists_and_with_results_the_tables(tmp_path):
+    repository(tmp_path)
+    page, empty = tmp_path / "docs" / "methods" / "a.md", tmp_path / "results"
+    assert pages.command(["--root", str(tmp_path)]) == 0
+    assert {path: path.read_text("utf-8") for path in listed(tmp_path)} == listed(tmp_path)
+    assert "| `report`" in (tmp_path / "README.md").read_text("utf-8")
+    assert page.read_text("utf-8") == PAGE
+    assert pages.command(["--root", str(tmp_path), "--results", str(empty)]) == 0
+    assert page.read_text("utf-8") == filled(PAGE, empty)
+
+
+def test_unknown_families_and_files_without_a_mark_are_refused(tmp_path, capsys):
+    def told(*arguments):
+        with pytest.raises(SystemExit, match="2"):
+            pages.command(["--root", str(tmp_path), *arguments])
+        return capsys.readouterr().err
+
+    assert "there is no" in told()
+    repository(tmp_path)
+    (tmp_path / "docs" / "methods" / "a.md").write_text("<!-- methods: none -->\n<!-- end -->", "utf-8")
+    assert "there is no family 'none'" in told("--results", str(tmp_path))
+    (tmp_path / "tox.ini").write_text("[tox]\n", "utf-8")
+    assert "tox.ini has 0 places" in told()
