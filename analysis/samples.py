@@ -8,8 +8,8 @@ modes, get sheets of images and errors alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis import plots, tables
-from analysis.cli import Session, add_solvers, main, parser
-from analysis.methods import Method
-from analysis.reference import reference
-from analysis.statistics import Bootstrap, share
-from analysis.study import Cell, Result, frame, run
-from problems import Mixture
-from problems.console import Parser, positive
+from analysis.command.arguments import add_solvers
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.statistics import Bootstrap, share
+from analysis.methods import Method, chosen
+from analysis.methods.table import Asked
+from analysis.show import plots, tables
+from analysis.study.cells import Cell, Result, Study, frame, measured
+from problems import Mixture, Problem
+from problems.console import Parser, UsageError, positive
 
 REGION = 0.99
 """Mass of the highest-density region."""
@@ -34,80 +38,135 @@ REGION = 0.99
 DRAWS = 20_000
 """Exact samples from which its density threshold is estimated: known to 7% of the mass outside, at 2σ 14%."""
 
-
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "samples",
-        "Samples of the exact distribution and of solvers at few steps (Figs. 2 and 12), with shares.",
-        "  python -m analysis.samples\n"
-        "  python -m analysis.samples --solvers ddim ttm2 ttm3 s-pndm --steps 10 25\n"
-        "  python -m analysis.samples --problem digits --samples 100 --solvers ddim ttm2 genie",
-    )
-    p.set_defaults(samples=5000)
-    p.add_argument(
-        "--steps", nargs="+", type=positive, default=[5, 10, 15, 20, 25], help="numbers of solver steps"
-    )
-    add_solvers(p, ("ddim", "ttm2"))
-    return p
+DEFAULT = ("ddim", "ttm2")
+STEPS = (5, 10, 15, 20, 25)
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write table and figure."""
-    args, problem = session.args, session.problem
-    methods = session.methods()
-    stop = problem.schedule.stop
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
+    p.add_argument("--steps", nargs="+", type=positive, default=list(STEPS), help="numbers of solver steps")
+    add_solvers(p, DEFAULT)
 
-    @cache
-    def start() -> Tensor:
-        return session.latents()
 
-    @cache
-    def exact() -> Tensor:
-        return reference(problem, start(), (problem.schedule.start, stop)).x[-1]
+def sample_shares(
+    problem: Case | Problem | str | Path,
+    methods: Asked | Sequence[Asked] | Mapping[str, Method] = DEFAULT,
+    steps: Sequence[int] = STEPS,
+    study: Study | None = None,
+) -> pd.DataFrame:
+    """Return how far samples are from where they should be, as a tidy table.
 
-    @cache
-    def threshold(problem: Mixture) -> float:
-        generator = torch.Generator().manual_seed(args.seed)
-        draws = torch.split(problem.sample(DRAWS, stop, generator), 1000)
-        densities = torch.cat([problem.log_prob(part, stop) for part in draws])
-        return float(densities.quantile(1.0 - REGION).item())
+    Parameters
+    ----------
+    problem
+        What is solved; anything that ``Case`` takes, or a case.
+    methods
+        The methods; see ``analysis.methods.chosen``.
+    steps
+        Numbers of steps.
+    study
+        Where results are kept; nowhere by default.
 
-    def describe(x: Tensor) -> dict[str, Any]:
-        x = x.double().cpu()
-        arrays = {"x": x.numpy(), "error": (x - exact()).flatten(1).norm(dim=1).numpy()}
-        if isinstance(problem, Mixture):
-            arrays["sparse"] = (problem.log_prob(x, stop) < threshold(problem)).numpy()
-            arrays["elsewhere"] = (problem.nearest(x) != problem.nearest(exact())).numpy()
-        return arrays
+    Returns
+    -------
+    A row for the exact ends (solver ``exact``, 0 steps) and for each method and number of steps: ``error``
+    (mean L2 in x at t_cut) and, on mixtures, ``sparse`` (share outside the highest-density region of mass
+    ``REGION``) and ``elsewhere`` (share nearest to another mean than the exact end), each with its 95%
+    interval.
 
-    def sample(method: Method, steps: int) -> dict[str, Any]:
-        return describe(method.sample(session.working, steps, session.cast(start()), session.noise()))
+    Raises
+    ------
+    ValueError
+        If there is no such problem or method, or a method cannot take so few steps.
+    """
+    case = case_of(problem)
+    return _tabulated(case, _measured(case, chosen(methods), steps, study or Study()))
 
-    parts = (*session.parts, describe)
-    cells = [Cell({**session.config, "solver": "exact", "steps": 0}, parts, lambda: describe(exact()))] + [
+
+def _measured(case: Case, methods: Mapping[str, Method], steps: Sequence[int], study: Study) -> list[Result]:
+    cells = [Cell({**case.config, "solver": "exact", "steps": 0}, exact_ends, {"case": case})] + [
         Cell(
-            {**session.config, "solver": name, "steps": steps},
-            (*method.parts, *parts),
-            partial(sample, method, steps),
+            {**case.config, "solver": name, "steps": n},
+            sampled_ends,
+            {"case": case, "method": method, "steps": n},
+            work=n,
         )
         for name, method in methods.items()
-        for steps in dict.fromkeys(args.steps)
+        for n in dict.fromkeys(steps)
     ]
-    results = run("samples", cells, session.store, fresh=args.fresh)
+    return measured(study.run("samples", cells))
+
+
+def _tabulated(case: Case, results: list[Result]) -> pd.DataFrame:
     table = frame(results)
-    mean = Bootstrap(args.samples).means(np.stack([r.arrays["error"] for r in results]))
+    mean = Bootstrap(case.samples).means(np.stack([r.arrays["error"] for r in results]))
     table["error"], table["error_low"], table["error_high"] = mean.value, mean.low, mean.high
     for column in ("sparse", "elsewhere"):
         if column in results[0].arrays:
-            shares = [share(r.arrays[column].sum(), args.samples) for r in results]
+            shares = [share(r.arrays[column].sum(), case.samples) for r in results]
             table[column], table[f"{column}_low"], table[f"{column}_high"] = zip(*shares, strict=True)
-    report(table)
-    return session.save(table, draw(results))
+    return table
 
 
-def report(table: pd.DataFrame) -> None:
+def sampled_ends(case: Case, method: Method, steps: int) -> dict[str, Any]:
+    """Return where a method brings the latents, and what is to be said of it; see ``described``."""
+    return described(case, case.sample(method, steps)[0])
+
+
+def exact_ends(case: Case) -> dict[str, Any]:
+    """Return the exact ends, described in the same way."""
+    return described(case, case.exact().x[-1])
+
+
+def described(case: Case, x: Tensor) -> dict[str, Any]:
+    """Return samples and how they compare with the exact ends.
+
+    Parameters
+    ----------
+    case
+        The trajectories.
+    x
+        Their ends in the coordinates of the data, (samples, *event), float64.
+
+    Returns
+    -------
+    Arrays by name: the states ``x`` themselves and, (samples,), their L2 distances from the exact ends; on
+    mixtures, whether their density is below ``threshold``, and whether they are nearest to another mean than
+    the exact end.
+    """
+    problem, exact, stop = case.problem, case.exact().x[-1], case.problem.schedule.stop
+    arrays = {"x": x.numpy(), "error": (x - exact).flatten(1).norm(dim=1).numpy()}
+    if isinstance(problem, Mixture):
+        pairs = list(zip(torch.split(x, case.batch), torch.split(exact, case.batch), strict=True))
+        density = torch.cat([problem.log_prob(part, stop) for part, _ in pairs])
+        elsewhere = torch.cat([problem.nearest(part) != problem.nearest(end) for part, end in pairs])
+        arrays |= {"sparse": (density < threshold(case)).numpy(), "elsewhere": elsewhere.numpy()}
+    return arrays
+
+
+@lru_cache(maxsize=8)
+def threshold(case: Case) -> float:
+    """Return the log-density that the share ``REGION`` of exact samples at t_cut exceeds."""
+    problem, stop = case.problem, case.problem.schedule.stop
+    if not isinstance(problem, Mixture):
+        raise TypeError("only mixtures have a density")
+    draws = problem.sample(DRAWS, stop, torch.Generator().manual_seed(case.seed))
+    densities = torch.cat([problem.log_prob(part, stop) for part in torch.split(draws, case.batch)])
+    return float(densities.quantile(1.0 - REGION).item())
+
+
+def measure(session: Session) -> Outcome:
+    """Measure what was asked for."""
+    try:
+        results = _measured(session.case, session.methods(), session.args.steps, session.study)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Outcome(_tabulated(session.case, results), extra=results)
+
+
+def report(session: Session, outcome: Outcome) -> None:
     """Print one line per method and number of steps."""
+    table = outcome.table
 
     def percent(row: Any, column: str) -> str:
         low, high = 100 * row[f"{column}_low"], 100 * row[f"{column}_high"]
@@ -133,9 +192,10 @@ def report(table: pd.DataFrame) -> None:
     )
 
 
-def draw(results: list[Result]) -> Figure:
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw one panel per cell: a scatter in the plane, a sheet of images otherwise."""
-    exact, *rest = results
+    exact = [r for r in outcome.extra if r.config["solver"] == "exact"]
+    rest = [r for r in outcome.extra if r.config["solver"] != "exact"]
     solvers = list(dict.fromkeys(r.config["solver"] for r in rest))
     steps = list(dict.fromkeys(r.config["steps"] for r in rest))
     looks = plots.looks(solvers)
@@ -146,7 +206,8 @@ def draw(results: list[Result]) -> Figure:
         )
         for ax in axes.flat:
             ax.set_axis_off()
-        _panel(axes[0, 0], exact.arrays["x"], "0.2", "exact")
+        for r in exact:
+            _panel(axes[0, 0], r.arrays["x"], "0.2", "exact")
         for r in rest:
             look = looks[r.config["solver"]]
             ax = axes[solvers.index(r.config["solver"]), 1 + steps.index(r.config["steps"])]
@@ -163,10 +224,30 @@ def _panel(ax: Any, x: Any, colour: str, title: str) -> None:
     plots.sheet(ax, x, 4, 4)
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="samples",
+    title="Samples",
+    finding="What samples look like after few steps, and how many are where no data are or in a wrong mode.",
+    help="Samples of the exact distribution and of solvers at few steps (Figs. 2 and 12), with shares.",
+    examples=(
+        "",
+        "--solvers ddim ttm2 ttm3 s-pndm --steps 10 25",
+        "--problem digits --samples 100 --solvers ddim ttm2 genie",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=10,
+    paper="Figs. 2 and 12",
+    defaults={"samples": 5000},
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("samples", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("samples"))

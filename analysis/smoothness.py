@@ -15,27 +15,30 @@ loss with which the networks were trained, on which they hardly differ.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from analysis import plots, tables
-from analysis.cli import Session, add_solvers, main, parser
-from analysis.methods import Method
-from analysis.reference import SETTLED, STEPS, Reference, reference
-from analysis.statistics import Bootstrap, Interval
-from analysis.study import Cell, Result, frame, run
-from problems import Model
+from analysis.command.arguments import add_solvers
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.reference import SETTLED, STEPS
+from analysis.measure.smoothness import ORDERS, derivative_squares, exact_end, sampled_end, training_loss
+from analysis.measure.statistics import Bootstrap, Interval
+from analysis.methods import Method, chosen
+from analysis.methods.table import Asked
+from analysis.show import plots, tables
+from analysis.study.cells import Cell, Result, Study, frame, measured
+from analysis.study.values import Aside
+from problems import Problem
 from problems.console import Parser, UsageError, positive
-from problems.images.training import stratified
-from problems.score import align
 
 NETWORKS = ("digits", "digits-positional", "digits-fourier")
 """Networks that differ in how they are told the time; the last one has no Gaussian skip either."""
@@ -43,26 +46,16 @@ NETWORKS = ("digits", "digits-positional", "digits-fourier")
 POWERS = {1: "γ dε/dγ", 2: "γ² d²ε/dγ²"}
 """The derivatives of which the sizes are measured, by their order."""
 
-ORDERS = len(POWERS)
-"""The highest order of them."""
-
 DRAWS = 2000
 """Noisy images on which the loss is measured, the same ones for all networks."""
 
-TILES = 9
-"""Images on a sheet."""
+DEFAULT = ("ddim", "ttm2", "ttm3")
+BUDGETS = (5, 10, 15, 20, 25)
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "smoothness",
-        "Taylor methods on networks that are told the time smoothly or fast (Fig. 11, explained).",
-        "  python -m analysis.smoothness\n"
-        "  python -m analysis.smoothness --solvers ddim ttm2 ttm3 ttm4 --nfe 5 10 25 50 --show 25\n"
-        "  python -m analysis.smoothness --networks digits mine.safetensors --samples 50",
-    )
-    p.set_defaults(problem=NETWORKS[0], samples=100)
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
     p.add_argument(
         "--networks",
         nargs="+",
@@ -71,13 +64,10 @@ def arguments() -> Parser:
         metavar="NAME",
         help="problems or checkpoints to compare, instead of one --problem",
     )
-    add_solvers(p, ("ddim", "ttm2", "ttm3"))
-    p.add_argument("--nfe", nargs="+", type=positive, default=[5, 10, 15, 20, 25], help="budgets")
+    add_solvers(p, DEFAULT)
+    p.add_argument("--nfe", nargs="+", type=positive, default=list(BUDGETS), help="budgets")
     p.add_argument("--show", type=positive, default=10, help="the budget whose images are shown")
-    p.add_argument(
-        "--t", nargs="+", type=float, default=[0.1, 0.3, 0.5, 0.7, 0.9], help="times of the derivatives"
-    )
-    return p
+    p.add_argument("--t", nargs="+", type=float, default=list(TIMES), help="times of the derivatives")
 
 
 class _Networks(argparse.Action):
@@ -89,112 +79,136 @@ class _Networks(argparse.Action):
         namespace.networks, namespace.problem = list(dict.fromkeys(values)), values[0]
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write tables and figure."""
-    args = session.args
-    results = [r for each in compared(session) for r in measured(each)]
-    ends, points, losses = ([r for r in results if key in r.arrays] for key in ("x", "order 0", "loss"))
-    table, sizes, networks = errors(ends), derivatives(points), training(losses)
-    report(table, sizes, networks)
-    kept = (("sizes", sizes), ("networks", networks))
-    written = [tables.to_csv(part, session.path(f"-{name}.csv")) for name, part in kept]
-    return [*written, *session.save(table, draw(table, sizes, ends, args.show))]
+class Smoothness(NamedTuple):
+    """What was measured on several networks, as tidy tables.
+
+    Attributes
+    ----------
+    errors
+        A row for each network, method and budget: ``error`` (mean L2 in x at t_cut, from the end of the
+        network's own flow), with its 95% interval. The method ``exact`` has the error of the reference.
+    sizes
+        A row for each network, time ``t`` and ``order`` k: ``size``, the root mean square of |γᵏ dᵏε/dγᵏ|
+        over that of |ε|, along the exact flow, with its 95% interval.
+    losses
+        A row for each network: ``loss``, the mean of (ε - noise)² on the same noisy images, and ``ratio``,
+        that over the loss of the first network, each with its 95% interval; NaN where the images are not at
+        hand.
+    ends
+        The measured ends behind ``errors``, whose arrays ``x`` are images.
+    """
+
+    errors: pd.DataFrame
+    sizes: pd.DataFrame
+    losses: pd.DataFrame
+    ends: list[Result]
 
 
-def compared(session: Session) -> list[Session]:
-    """Return the run on each of the networks.
+def network_smoothness(
+    networks: Sequence[Case | Problem | str | Path] = NETWORKS,
+    methods: Asked | Sequence[Asked] | Mapping[str, Method] = DEFAULT,
+    nfe: Sequence[int] = BUDGETS,
+    t: Sequence[float] = TIMES,
+    study: Study | None = None,
+    samples: int = 100,
+) -> Smoothness:
+    """Compare Taylor methods on several networks, with the sizes of derivatives and the losses.
+
+    Parameters
+    ----------
+    networks
+        What is solved; anything that ``Case`` takes, or cases.
+    methods
+        The methods; see ``analysis.methods.chosen``.
+    nfe
+        Budgets of evaluations.
+    t
+        Times of the derivatives.
+    study
+        Where results are kept; nowhere by default.
+    samples
+        Number of trajectories, where ``networks`` are no cases.
 
     Raises
     ------
-    UsageError
-        If they do not have the latents in common, or a time or ``--problem`` makes no sense.
+    ValueError
+        If the networks differ in images or schedule, a time is outside the schedule, or a method cannot solve
+        a network or take so few evaluations.
     """
-    args, problem, schedule = session.args, session.problem, session.problem.schedule
+    cases = [case if isinstance(case, Case) else case_of(case, samples=samples) for case in networks]
+    return _measured(cases, chosen(methods), nfe, t, study or Study())
+
+
+def _measured(
+    cases: Sequence[Case],
+    methods: Mapping[str, Method],
+    budgets: Sequence[int],
+    times: Sequence[float],
+    study: Study,
+) -> Smoothness:
+    """Measure ends of trajectories, sizes of derivatives and the loss of every network."""
+    _alike(cases, times)
+    cells = [cell for case in cases for cell in _cells(case, methods, budgets, list(dict.fromkeys(times)))]
+    results = list(zip(cells, study.run("smoothness", cells), strict=True))
+    ends, points, losses = (
+        measured([result for cell, result in results if cell.measure in kind])
+        for kind in ((exact_end, sampled_end), (derivative_squares,), (training_loss,))
+    )
+    return Smoothness(errors(ends), derivatives(points), training(losses, cases[0].name), ends)
+
+
+def _alike(cases: Sequence[Case], times: Sequence[float]) -> None:
+    """Raise a ValueError where networks have not the latents in common, or times are not theirs."""
+    first = cases[0].problem
+    schedule = first.schedule
+    if outside := [t for t in times if not schedule.stop <= t <= schedule.start]:
+        raise ValueError(f"--t {outside[0]:g} is outside [{schedule.stop:g}, {schedule.start:g}]")
+    for case in cases:
+        if (case.problem.event_shape, case.problem.schedule) != (first.event_shape, schedule):
+            raise ValueError(
+                f"{case.name} and {cases[0].name} differ in images or schedule; choose alike ones"
+            )
+
+
+def _cells(
+    case: Case, methods: Mapping[str, Method], budgets: Sequence[int], times: Sequence[float]
+) -> list[Cell]:
+    """Return what is measured on one network."""
+    schedule = case.problem.schedule
+    stops = Aside(tuple(sorted({schedule.stop, *times} - {schedule.start}, reverse=True)))
+    cells = [Cell({**case.config, "solver": "exact", "nfe": 0}, exact_end, {"case": case, "times": stops})]
+    for name, method in methods.items():
+        for nfe in sorted(set(budgets)):
+            try:
+                steps = method.steps(case.problem, nfe)
+            except ValueError as reason:
+                raise ValueError(
+                    f"{name} {reason}; type larger --nfe and --show, or other --solvers"
+                ) from reason
+            about = {**case.config, "solver": name, "nfe": nfe}
+            what = {"case": case, "method": method, "steps": steps, "times": stops}
+            cells.append(Cell(about, sampled_end, what))
+    cells += [
+        Cell({**case.config, "t": t}, derivative_squares, {"case": case, "t": t, "times": stops})
+        for t in times
+    ]
+    return [*cells, Cell({**case.config, "draws": DRAWS}, training_loss, {"case": case, "draws": DRAWS})]
+
+
+def measure(session: Session) -> Outcome:
+    """Measure what was asked for."""
+    args = session.args
     if args.problem != args.networks[0]:
         raise UsageError(f"type --networks {args.problem} and further ones instead of --problem")
-    if outside := [t for t in args.t if not schedule.stop <= t <= schedule.start]:
-        raise UsageError(f"--t {outside[0]:g} is outside [{schedule.stop:g}, {schedule.start:g}]")
-    sessions = [session.on(name) for name in args.networks]
-    for name, each in zip(args.networks, sessions, strict=True):
-        if (each.problem.event_shape, each.problem.schedule) != (problem.event_shape, schedule):
-            raise UsageError(f"{name} and {args.problem} differ in images or schedule; choose alike ones")
-    return sessions
-
-
-def measured(session: Session) -> list[Result]:
-    """Return what is measured on one network: ends of trajectories, sizes of derivatives, the loss."""
-    args, problem, schedule = session.args, session.problem, session.problem.schedule
-    times = list(dict.fromkeys(args.t))
-    parts = (*session.parts, squares)
-
-    @cache
-    def exact() -> Reference:
-        stops = sorted({schedule.start, schedule.stop, *times}, reverse=True)
-        return reference(problem, session.latents(), stops)
-
-    def aim() -> dict[str, Any]:
-        x = exact().x[-1]
-        return {"x": x[:TILES].numpy(), "error": np.full(len(x), exact().error)}
-
-    def end(method: Method, steps: int) -> dict[str, Any]:
-        x = method.sample(session.working, steps, session.cast(session.latents()), session.noise())
-        x = x.double().cpu()
-        return {"x": x[:TILES].numpy(), "error": (x - exact().x[-1]).flatten(1).norm(dim=1).numpy()}
-
-    def size(t: float) -> dict[str, Any]:
-        return squares(session.working, session.cast(exact().x[exact().times.index(t)]), t)
-
-    plan = []
-    for name, method in session.methods().items():
-        for nfe in sorted({*args.nfe, args.show}):
-            try:
-                plan.append((name, method, nfe, method.steps(problem, nfe)))
-            except ValueError as reason:
-                told = f"{name} {reason}; type larger --nfe and --show, or other --solvers"
-                raise UsageError(told) from reason
-
-    cells = [
-        Cell({**session.config, "solver": "exact", "nfe": 0}, parts, aim),
-        *(
-            Cell(
-                {**session.config, "solver": name, "nfe": nfe},
-                (*parts, *method.parts),
-                partial(end, method, steps),
-            )
-            for name, method, nfe, steps in plan
-        ),
-        *(Cell({**session.config, "t": t}, parts, partial(size, t)) for t in times),
-        Cell({**session.config, "draws": DRAWS}, parts, partial(loss, session)),
-    ]
-    return run("smoothness", cells, session.store, fresh=args.fresh)
-
-
-def squares(model: Model, x: Tensor, t: float) -> dict[str, Any]:
-    """Return |γᵏ dᵏε/dγᵏ|² at states (N, *event) and their time, as ``order k``, arrays (N,)."""
-    gamma = float(model.schedule.gamma(t))
-    jet = model.jet(x, t, ORDERS + 1)
-    return {
-        f"order {k}": (gamma**k * d.double().cpu()).flatten(1).square().sum(1).numpy()
-        for k, d in enumerate(jet)
-    }
-
-
-def loss(session: Session) -> dict[str, Any]:
-    """Return the mean of (ε - noise)² on each of ``DRAWS`` noisy images, t uniform as in training.
-
-    NaN where what a network was trained on is not at hand.
-    """
-    schedule, source = session.problem.schedule, torch.Generator().manual_seed(session.args.seed)
+    cases = [session.on(name) for name in args.networks]
     try:
-        x0 = session.problem.sample(DRAWS, None, source)
-    except ValueError:
-        return {"loss": np.full(DRAWS, np.nan)}
-    t = stratified(DRAWS, schedule.stop, schedule.start, source)
-    noise = torch.randn(x0.shape, generator=source, dtype=torch.float64)
-    x = align(schedule.alpha(t), x0) * x0 + align(schedule.sigma(t), x0) * noise
-    with torch.inference_mode():
-        said = session.working(session.cast(x), t.to(session.args.device)).double().cpu()
-    return {"loss": (said - noise).flatten(1).square().mean(1).numpy()}
+        _alike(cases, args.t)
+        for case in cases:
+            methods = replace(session, case=case).methods()
+        found = _measured(cases, methods, [*args.nfe, args.show], args.t, session.study)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Outcome(found.errors, {"-sizes": found.sizes, "-networks": found.losses}, found)
 
 
 def errors(results: list[Result]) -> pd.DataFrame:
@@ -214,62 +228,73 @@ def derivatives(results: list[Result]) -> pd.DataFrame:
     return frame([r for r, _ in rows], order=[k for _, k in rows], **ratio.columns("size"))
 
 
-def training(results: list[Result]) -> pd.DataFrame:
+def training(results: list[Result], first: str) -> pd.DataFrame:
     """Return a row for each network: its loss, and that over the loss of the first on the same images."""
-    found, bootstrap = np.stack([r.arrays["loss"] for r in results]), Bootstrap(DRAWS)
-    ratio = bootstrap.ratios(found, np.broadcast_to(found[0], found.shape))
+    found = np.stack([r.arrays["loss"] for r in results])
+    base = [r.arrays["loss"] for r in results if r.config["problem"] == first] or [np.full(DRAWS, np.nan)]
+    bootstrap = Bootstrap(found.shape[1])
+    ratio = bootstrap.ratios(found, np.broadcast_to(base[0], found.shape))
     return frame(results, **bootstrap.means(found).columns("loss"), **ratio.columns("ratio"))
 
 
-def report(table: pd.DataFrame, sizes: pd.DataFrame, networks: pd.DataFrame) -> None:
+def report(session: Session, outcome: Outcome) -> None:
     """Print the errors, the sizes of the derivatives and the losses."""
-
-    def text(row: Any, name: str) -> str:
-        return tables.cell(row, name)
-
-    lines: dict[Any, dict[str, str]] = {}
-    exact = table[table["solver"] == "exact"].set_index("problem")["error"]
-    for _, row in table[table["solver"] != "exact"].iterrows():
-        start = {"network": _name(row["problem"]), "solver": row["solver"]}
-        line = lines.setdefault((row["problem"], row["solver"]), start)
-        line[f"{row['nfe']} NFE"] = text(row, "error")
+    found: Smoothness = outcome.extra
+    names = short(found)
+    exact = found.errors[found.errors["solver"] == "exact"].set_index("problem")["error"]
+    rows = found.errors[found.errors["solver"] != "exact"]
+    wide = tables.pivot(
+        rows,
+        lambda row: {"network": names[row["problem"]], "solver": row["solver"]},
+        lambda row: f"{row['nfe']} NFE",
+        lambda row: tables.cell(row, "error"),
+    )
+    lines = dict.fromkeys(zip(rows["problem"], rows["solver"], strict=True))
+    wide["reference"] = [f"{exact.get(problem, np.nan):.1e}" for problem, _ in lines]
     notes = [
         "each network against the end of its own flow; reference: the largest error of that, in x̄",
         "derivatives of a network are exact, and come on top of the NFE",
     ]
     if (exact > SETTLED).any():
         notes.append(f"a reference above {SETTLED:g} did not settle in {STEPS[1]} steps, and is left at that")
-    if table["error"].isna().any():
+    if found.errors["error"].isna().any():
         notes.append("nan: a trajectory left the range of numbers")
-    for (network, _), line in lines.items():
-        line["reference"] = f"{exact[network]:.1e}"
-    title = "Mean L2 error of the end in x at t_cut (95%)"
-    tables.show(title, pd.DataFrame(list(lines.values())).fillna("-"), notes)
-
-    lines = {}
-    for _, row in sizes.iterrows():
-        start = {"network": _name(row["problem"]), "derivative": POWERS[row["order"]]}
-        lines.setdefault((row["problem"], row["order"]), start)[f"t = {row['t']:g}"] = text(row, "size")
-    title = "Derivatives of ε along the exact flow over ε, root mean squares (95%)"
-    tables.show(title, pd.DataFrame(list(lines.values())))
-
-    found = [
+    tables.show("Mean L2 error of the end in x at t_cut (95%)", wide, notes)
+    tables.show(
+        "Derivatives of ε along the exact flow over ε, root mean squares (95%)",
+        tables.pivot(
+            found.sizes,
+            lambda row: {"network": names[row["problem"]], "derivative": POWERS[row["order"]]},
+            lambda row: f"t = {row['t']:g}",
+            lambda row: tables.cell(row, "size"),
+        ),
+    )
+    losses = [
         {
-            "network": _name(row["problem"]),
-            "loss": text(row, "loss"),
-            "over that of the first": text(row, "ratio"),
+            "network": names[row["problem"]],
+            "loss": tables.cell(row, "loss"),
+            "over that of the first": tables.cell(row, "ratio"),
         }
-        for _, row in networks.iterrows()
+        for _, row in found.losses.iterrows()
     ]
-    tables.show(f"Training loss on the same {DRAWS} noisy images (95%)", pd.DataFrame(found))
+    tables.show(f"Training loss on the same {DRAWS} noisy images (95%)", pd.DataFrame(losses))
 
 
-def _name(network: str) -> str:
-    return network.removesuffix(".safetensors").replace("\\", "/").split("/")[-1]
+def short(found: Smoothness) -> dict[str, str]:
+    """Return what networks are called in tables: the names of their files, where these tell them apart."""
+    networks = pd.concat([found.errors["problem"], found.sizes["problem"], found.losses["problem"]])
+    names = {n: n.removesuffix(".safetensors").replace("\\", "/").split("/")[-1] for n in networks}
+    return names if len(set(names.values())) == len(names) else {n: n for n in names}
 
 
-def draw(table: pd.DataFrame, sizes: pd.DataFrame, ends: list[Result], nfe: int) -> Figure:
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw a row for each network: images and errors; below, the sizes of the derivatives."""
+    return drawn(outcome.extra, session.args.show)
+
+
+def drawn(found: Smoothness, nfe: int) -> Figure:
+    """Draw what was measured, with the images at ``nfe`` evaluations."""
+    table, names = found.errors, short(found)
     networks = list(dict.fromkeys(table["problem"]))
     solvers = [s for s in dict.fromkeys(table["solver"]) if s != "exact"]
     with plots.style():
@@ -282,8 +307,13 @@ def draw(table: pd.DataFrame, sizes: pd.DataFrame, ends: list[Result], nfe: int)
         curves = right.subplots(len(networks), 1, squeeze=False, sharex=True, sharey=True)
         rows = table[table["solver"] != "exact"]
         for network, line, ax in zip(networks, sheets, curves[:, 0], strict=True):
-            _sheets(line, [r for r in ends if r.config["problem"] == network], nfe)
-            line[0].set_ylabel(_name(network))
+            images = {
+                r.config["solver"]: r.arrays["x"]
+                for r in found.ends
+                if r.config["problem"] == network and r.config["nfe"] in (0, nfe)
+            }
+            _sheets(line, [images.get(name) for name in ("exact", *solvers)])
+            line[0].set_ylabel(names[network])
             here = rows[rows["problem"] == network]
             plots.curves(ax, here, "nfe", "error", band=("error_low", "error_high"), among=solvers)
             ax.set(xscale="log", yscale="log", ylabel="mean $L_2$ error")
@@ -295,30 +325,50 @@ def draw(table: pd.DataFrame, sizes: pd.DataFrame, ends: list[Result], nfe: int)
         curves[-1, 0].set_xlabel("NFE")
         curves[0, 0].legend(loc="upper right")
         left.supxlabel(f"images at {nfe} NFE", size="medium")
-        _sizes(bottom.subplots(1, len(POWERS)), sizes)
+        _sizes(bottom.subplots(1, len(POWERS)), found.sizes.assign(network=found.sizes["problem"].map(names)))
         return figure
 
 
-def _sheets(line: Any, ends: list[Result], nfe: int) -> None:
-    shown = [r.arrays["x"] for r in ends if r.config["nfe"] in (0, nfe)]
-    for ax, x in zip(line, shown, strict=True):
-        plots.sheet(ax, np.nan_to_num(x), 3, 3)
+def _sheets(line: Any, images: Sequence[Any]) -> None:
+    for ax, x in zip(line, images, strict=True):
+        if x is not None:
+            plots.sheet(ax, np.nan_to_num(x), 3, 3)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
 
 
 def _sizes(line: Any, sizes: pd.DataFrame) -> None:
     for ax, (order, power) in zip(line, POWERS.items(), strict=True):
-        rows = sizes[sizes["order"] == order].assign(network=sizes["problem"].map(_name))
+        rows = sizes[sizes["order"] == order]
         plots.curves(ax, rows, "t", "size", by="network", band=("size_low", "size_high"))
         ax.set(yscale="log", xlabel="$t$, along the exact flow", ylabel=f"{power} over ε (rms)")
     line[0].legend(loc="lower left")
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="smoothness",
+    title="Smoothness in time",
+    finding="What Taylor methods gain or lose by higher order where networks are told the time fast.",
+    help="Taylor methods on networks that are told the time smoothly or fast (Fig. 11, explained).",
+    examples=(
+        "",
+        "--solvers ddim ttm2 ttm3 ttm4 --nfe 5 10 25 50 --show 25",
+        "--networks digits mine.safetensors --samples 50",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=15,
+    paper="Fig. 11",
+    defaults={"problem": NETWORKS[0], "samples": 100},
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("smoothness", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("smoothness"))

@@ -10,12 +10,18 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import cli, smoothness
-from analysis.problems import PROBLEMS
+from analysis import smoothness
+from analysis.command.experiment import Outcome
+from analysis.measure import reference
+from analysis.measure.case import Case
+from analysis.measure.problems import PROBLEMS
+from analysis.measure.smoothness import training_loss
+from analysis.study.cells import Result, Study
+from analysis.study.store import Store
 from problems import VP, Gaussian, digits
 from problems.images.score import Learned
 from solvers import grids
-from tests.networks import TINY, network, states
+from tests.networks import TINY, network
 
 MEAN, STD = 0.2, 0.5
 
@@ -51,9 +57,9 @@ def run(out, *arguments):
     return [pd.read_csv(out / f"smoothness{part}.csv") for part in ("", "-sizes", "-networks")]
 
 
-def test_errors_and_derivatives_of_gaussians_in_closed_form(tmp_path, networks):
-    arguments = ["--networks", "narrow", "wide", "--samples", "12", "--nfe", "4", "9", "--t", "0.02", "0.4"]
-    table, sizes, losses = run(tmp_path, *arguments, "--show", "9")
+def test_errors_and_derivatives_of_gaussians_in_closed_form(networks):
+    found = smoothness.network_smoothness(["narrow", "wide"], nfe=(4, 9), t=(0.02, 0.4), samples=12)
+    table, sizes, losses, _ = found
     table = table.set_index(["problem", "solver", "nfe"])
     sizes = sizes.set_index(["problem", "t", "order"])
     losses = losses.set_index("problem")
@@ -90,51 +96,50 @@ def test_errors_and_derivatives_of_gaussians_in_closed_form(tmp_path, networks):
     assert losses.loc["narrow", "ratio"] == 1.0
 
 
-def test_small_networks_and_the_store(tmp_path, networks, capsys):
+def test_small_networks_and_the_store(tmp_path, networks, capsys, monkeypatch):
+    monkeypatch.setattr(reference, "STEPS", (8, 16))
     arguments = ["--networks", "smooth", "other", "--samples", "4", "--nfe", "3", "--show", "3", "--t", "0.4"]
-    tables = run(tmp_path, *arguments)
-    table, sizes, losses = tables
+    table, sizes, losses = tables = run(tmp_path, *arguments)
     assert list(table["problem"].unique()) == ["smooth", "other"]
     assert len(table) == 2 * (1 + 3)
     assert len(sizes) == 2 * 2
     assert losses["loss"].isna().all()  # what they were trained on is not at hand
-    assert (tmp_path / "smoothness.png").stat().st_size > 10_000
-    assert (tmp_path / "smoothness.pdf").stat().st_size > 5_000
+    assert (tmp_path / "smoothness.png").stat().st_size > 2_000
     assert json.loads((tmp_path / "smoothness.json").read_text())["arguments"]["problem"] == "smooth"
     assert "reference" in capsys.readouterr().out
-    for before, after in zip(tables, run(tmp_path, *arguments), strict=True):
-        pd.testing.assert_frame_equal(before, after)
+    store = Store(tmp_path / "store.sqlite")
+    monkeypatch.setattr(Store, "write", lambda *_: pytest.fail("it is measured again"))
+    again = smoothness.network_smoothness(
+        ["smooth", "other"], nfe=[3], t=[0.4], samples=4, study=Study(store)
+    )
+    store.close()
+    for before, after in zip(tables, again, strict=False):
+        pd.testing.assert_frame_equal(before, after, rtol=0.0, atol=0.0)
 
 
-@pytest.mark.parametrize("embedding", ["log-snr", "positional", "fourier"])
-def test_squares_of_a_network_are_those_of_nested_differentiation(embedding):
-    model, x, t = Learned(network(replace(TINY, embedding=embedding))), states(3), 0.4
-    found, gamma = smoothness.squares(model, x, t), float(VP().gamma(t))
-    for k, d in enumerate(model.nested().jet(x, t, 3)):
-        expected = (gamma**k * d).flatten(1).norm(dim=1) ** 2
-        # Each derivative in γ brings down a frequency of up to some hundreds, and as many roundings.
-        np.testing.assert_allclose(found[f"order {k}"], expected, rtol=1e-9)
-
-
-def test_a_model_that_knows_the_images_has_no_loss(tmp_path, monkeypatch):
+def test_a_model_that_knows_the_images_has_no_loss():
     """The noise is (x - α x0)/σ, for each image at its own time."""
-    images = digits()[0][: smoothness.DRAWS]
+    images = digits()[0]
 
     class Knowing(Images):
         def sample(self, n, t=None, generator=None):
-            return images.repeat(2, 1, 1, 1)[:n]
+            return images[:n]
 
         def __call__(self, x, t):
             return (x - self.schedule.alpha(t)[:, None, None, None] * self.sample(len(x))) / (
                 self.schedule.sigma(t)[:, None, None, None]
             )
 
-    monkeypatch.setitem(PROBLEMS, "knowing", lambda: Knowing(size=8))
-    args = smoothness.arguments().parse_args(["--networks", "knowing", "--out", str(tmp_path)])
-    session = cli._session("smoothness", args)
     # (x - α x0)/σ has an error of 1e-16 |x|/σ, and σ is .01 at least.
-    assert (smoothness.loss(session)["loss"] < 1e-26).all()
-    session.store.close()
+    assert (training_loss(Case(Knowing(size=8), 4), 500)["loss"] < 1e-26).all()
+
+
+def test_batches_have_the_same_losses_and_sizes(networks):
+    whole, parts = (
+        smoothness.network_smoothness([Case("narrow", 6, batch=n)], "ddim", [2], [0.4]) for n in (2000, 4)
+    )
+    for name in ("errors", "sizes", "losses"):
+        pd.testing.assert_frame_equal(getattr(whole, name), getattr(parts, name), rtol=1e-9)
 
 
 def test_what_leaves_the_numbers_is_drawn_where_it_is_finite(tmp_path, networks, capsys):
@@ -142,7 +147,7 @@ def test_what_leaves_the_numbers_is_drawn_where_it_is_finite(tmp_path, networks,
     finite, broken = ({"x": np.zeros((2, 1, 4, 4)), "error": np.array([1.0, e])} for e in (3.0, np.inf))
     broken["x"] = broken["x"] + np.inf
     results = [
-        smoothness.Result({"problem": p, "solver": s, "nfe": n}, arrays)
+        Result({"problem": p, "solver": s, "nfe": n}, arrays)
         for p in ("smooth", "other")
         for s, n, arrays in (("exact", 0, finite), ("ddim", 5, finite), ("ttm3", 5, broken))
     ]
@@ -160,10 +165,10 @@ def test_what_leaves_the_numbers_is_drawn_where_it_is_finite(tmp_path, networks,
     losses = pd.DataFrame({"problem": ["smooth", "other"]}).assign(
         **{f"{name}{end}": 1.0 for name in ("loss", "ratio") for end in ("", "_low", "_high")}
     )
-    smoothness.report(table.reset_index(), sizes, losses)
+    found = smoothness.Smoothness(table.reset_index(), sizes, losses, results)
+    smoothness.report(None, Outcome(found.errors, extra=found))
     assert "nan: a trajectory left the range of numbers" in capsys.readouterr().out
-    figure = smoothness.draw(table.reset_index(), sizes, results, 5)
-    figure.savefig(tmp_path / "figure.png")
+    smoothness.drawn(found, 5).savefig(tmp_path / "figure.png", dpi=50)
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
