@@ -212,20 +212,35 @@ class Case:
         """
         return _exact(self, times or (self.problem.schedule.stop,), tolerance)
 
-    def solved(self, x: Tensor, *times: float, tolerance: float | None = None) -> Reference:
-        """Return the exact solution through given states at the start of the schedule, batch by batch.
+    def solved(
+        self,
+        x: Tensor,
+        *times: float,
+        tolerance: float | None = None,
+        begin: float | None = None,
+        model: Model | None = None,
+    ) -> Reference:
+        """Return the exact solution through given states, batch by batch.
 
         Parameters
         ----------
         x
             The states, (n, *event), float64, on the CPU.
-        times, tolerance
-            As in ``exact``.
+        times
+            As in ``exact``; where they rise, the solution leads from data to latents.
+        tolerance
+            See ``reference``.
+        begin
+            The time of the states; by default the start of the schedule.
+        model
+            What is solved, where it is not the exact problem; on the CPU.
         """
-        stops = (self.problem.schedule.start, *(times or (self.problem.schedule.stop,)))
+        schedule = self.problem.schedule
+        stops = (schedule.start if begin is None else begin, *(times or (schedule.stop,)))
+        score: Model = self.problem if model is None else model
         parts = [
-            self.way(score, x[rows], stops, tolerance)
-            for score, rows in self.split(len(x), self.problem, whole=not self.network)
+            self.way(part, x[rows], stops, tolerance)
+            for part, rows in self.split(len(x), score, whole=not self.network)
         ]
         if len(parts) == 1:
             return parts[0]
