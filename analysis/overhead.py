@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-from analysis import plots, tables
-from analysis.cli import Session, main, parser
-from analysis.statistics import Bootstrap
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.statistics import Bootstrap
+from analysis.show import plots, tables
+from problems import Problem
 from problems.console import Parser, UsageError
 from problems.images.overhead import passes, timings
 from problems.images.score import Learned
@@ -24,28 +29,41 @@ from problems.images.score import Learned
 LABELS = {"eps": "ε", "head": "ε and the head", "jet1": "ε, ε'", "jet2": "ε, ε', ε''", "jet3": "ε to ε'''"}
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "overhead",
-        "Cost of the distilled head and of exact derivatives, in evaluations of the network (Tab. 5).",
-        "  python -m analysis.overhead\n  python -m analysis.overhead --problem digits --samples 32",
-    )
-    p.set_defaults(problem="digits", samples=128)
-    return p
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command: none."""
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Time, then write table and figure; nothing is kept, as times belong to the moment."""
-    model = session.working
+def derivative_costs(problem: Case | Problem | str | Path = "digits", samples: int = 128) -> pd.DataFrame:
+    """Time evaluations of a network with and without derivatives, in this process; nothing is kept.
+
+    Parameters
+    ----------
+    problem
+        A network; anything that ``Case`` takes, or a case.
+    samples
+        States in a pass, where ``problem`` is no case. A pass sees ``Case.batch`` states at most.
+
+    Returns
+    -------
+    A row for each kind of pass, ``what``: ``eps``, ``head`` (where the network has one), ``jet1`` to ``jet3``
+    (with so many exact derivatives). Columns ``median_seconds`` per pass and ``ratio``, the mean seconds over
+    those of ``eps``, with its 95% interval.
+
+    Raises
+    ------
+    ValueError
+        If the problem is no network.
+    """
+    case = problem if isinstance(problem, Case) else case_of(problem, samples=samples)
+    model = case.working
     if not isinstance(model, Learned):
-        raise UsageError(f"{session.args.problem} is no network; choose one, such as --problem digits")
-    found = timings(passes(model, session.args.samples), session.cast(session.latents()[:1]).device)
+        raise ValueError(f"{case.name} is no network; choose one, such as --problem digits")
+    found = timings(passes(model, in_a_pass(case)), torch.device(case.device))
     seconds = np.array([t.seconds for t in found.values()])
     ratio = Bootstrap(seconds.shape[1]).ratios(seconds, np.broadcast_to(seconds[0], seconds.shape))
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
-            **session.config,
+            **case.config,
             "what": list(found),
             "median_seconds": np.median(seconds, axis=1),
             "ratio": ratio.value,
@@ -53,20 +71,37 @@ def experiment(session: Session) -> Sequence[Path]:
             "ratio_high": ratio.high,
         }
     )
+
+
+def in_a_pass(case: Case) -> int:
+    """Return how many states a pass sees."""
+    return min(case.samples, case.batch)
+
+
+def measure(session: Session) -> Outcome:
+    """Time what was asked for; nothing is kept, as times belong to the moment."""
+    try:
+        return Outcome(derivative_costs(session.case))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def report(session: Session, outcome: Outcome) -> None:
+    """Print one line per kind of pass."""
     lines = [
         {
             "what": LABELS[row["what"]],
             "ms per pass (median)": f"{1e3 * row['median_seconds']:.2f}",
             "evaluations (95%)": tables.cell(row, "ratio"),
         }
-        for _, row in table.iterrows()
+        for _, row in outcome.table.iterrows()
     ]
-    tables.show(f"Cost of a pass of {session.args.samples} samples", pd.DataFrame(lines))
-    return session.save(table, draw(table))
+    tables.show(f"Cost of a pass of {in_a_pass(session.case)} samples", pd.DataFrame(lines))
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw the cost of each kind of pass, with its interval."""
+    table = outcome.table
     with plots.style():
         figure, axes = plots.panels(1, 1)
         ax: Any = axes[0, 0]
@@ -77,10 +112,30 @@ def draw(table: pd.DataFrame) -> Figure:
         return figure
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="overhead",
+    title="Cost of derivatives",
+    finding="What a distilled head and exact derivatives cost, in evaluations of the network.",
+    help=(
+        "Cost of the distilled head and of exact derivatives, in evaluations of the network (Tab. 5).\n\n"
+        "Every run measures the seconds anew, in this process: --workers and --scheduler are ignored,\n"
+        "and nothing is kept in the store."
+    ),
+    examples=("", "--problem digits --samples 32"),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=13,
+    paper="Table 5; App. C.2.5",
+    defaults={"problem": "digits", "samples": 128},
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("overhead", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("overhead"))
