@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,50 +21,37 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis import plots, shards, tables
-from analysis.cli import Session, add_factors, add_solvers, main, parser
-from analysis.features import Features, features
-from analysis.metrics import Manifold, Moments, frechet, influence, kernel_distance
-from analysis.pools import add_pool, pool
-from analysis.rows import BUDGETS, Row, add_budget, common, interval_of, plan, reasons, wide, word
-from analysis.shards import SIZE, Shard
-from analysis.statistics import Bootstrap, share
-from analysis.study import Cell, Result, missing, run
-from problems import Tariff
+from analysis.command.arguments import add_budget, add_factors, add_solvers
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.features import Features
+from analysis.measure.features import features as named
+from analysis.measure.quality import Judge
+from analysis.measure.rows import BUDGETS, plan
+from analysis.measure.shards import SIZE, Made, made_of, shards_of
+from analysis.measure.statistics import Bootstrap
+from analysis.methods import FORMS, GRIDS, Grid, Method, chosen, crossed
+from analysis.methods.table import Asked
+from analysis.show import plots, quality, tables
+from analysis.show.factors import common, interval_of, reasons, wide, word
+from analysis.show.published import BEST, STRIDING
+from analysis.study.cells import Cell, Result, Study
+from problems import Problem
 from problems.console import Parser, UsageError
 
 Array = NDArray[np.float64]
 
-Found = tuple[Row, list[Result]]
-"""A row, and its shards if it could be measured."""
-
-DATA = 10_000
-"""Data, at least, with which samples are compared."""
-
 MEASURED = ("nfe", "jvp", "head", "error", "error_low", "error_high")
 DEFAULT = ("ddim", "ttm2", "s-pndm", "f-pndm", "euler-maruyama")
-NEIGHBOURS = 2000
-"""Samples, at most, of which neighbours and kernels are taken: their cost grows like the square."""
-
-EXACTLY = 300
-"""Work of an accurate sample, in evaluations; for the progress bar and the estimate of the time."""
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "fid",
-        "Fréchet distances, precision, recall and errors of samples against NFE, in grids of all factors.",
-        "  python -m analysis.fid --problem digits\n"
-        "  python -m analysis.fid --problem digits --afs both --denoise both --samples 10000 --workers 2\n"
-        "  python -m analysis.fid --problem digits-mixture --solvers ddim ttm2 --grids rho1.5 rho2.5\n"
-        "  python -m analysis.fid --problem digits --scheduler tcp://localhost:8786\n"
-        "  python -m analysis.fid --problem digits --samples 10000 --dry-run",
-    )
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
     add_solvers(p, DEFAULT, heads=True)
     add_factors(p, None, ("linear", "quadratic"))
     add_budget(p)
-    p.set_defaults(problem="digits", samples=500, denoise="on")
     p.add_argument(
         "--features",
         nargs="+",
@@ -75,142 +61,106 @@ def arguments() -> Parser:
     )
     p.add_argument("--sheets", action="store_true", help="write sheets of samples too")
     p.add_argument("--dry-run", action="store_true", help="only list what would be measured, and how long")
-    add_pool(p)
-    return p
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write tables and figure."""
-    session = session.usual(DEFAULT)
-    args = session.args
-    if args.samples < 4:
-        raise UsageError(f"{args.samples} samples have no neighbours; type --samples 4 or more")
-    digits = session.problem.event_shape == torch.Size((1, 8, 8))
-    shown = tuple(args.features or (("classifier", "pixels") if digits else ("pixels",)))
-    names = tuple(dict.fromkeys((*shown, "pixels")))
-    looks = features(names, session.problem)
-    rows = plan(session, args.steps or args.nfe or BUDGETS)
-    groups = _cells(session, rows, names, looks)
-    cells = [cell for group in groups for cell in group]
-    if args.dry_run:
-        _announce(session, cells)
-        return []
-
-    failures: dict[str, str] = {}
-
-    def failed(cell: Cell, error: Exception) -> None:
-        failures[_curve(cell.config)] = str(error) or type(error).__name__
-
-    with pool(args.workers, args.scheduler) as who:
-        results = iter(run("fid", cells, session.store, fresh=args.fresh, pool=who, failed=failed))
-    truth, accurate, *measured = [[next(results) for _ in group] for group in groups]
-    for made in (truth, accurate):
-        if reason := failures.get(_curve(made[0].config)):
-            raise ArithmeticError(f"{made[0].config['what']} could not be made: {reason}")
-    done = iter(measured)
-    found = [(row, [] if row.note else next(done)) for row in rows]
-    kept = [
-        (replace(row, note=failures.get(_curve(parts[0].config), "")) if parts else row, parts)
-        for row, parts in found
-    ]
-    if all(row.note for row, _ in kept):
-        raise ArithmeticError(f"no row could be measured; {kept[-1][0].solver}: {kept[-1][0].note}")
-    unit = "steps" if args.steps else "nfe"
-    table = tabulate(session, kept, truth, accurate).rename(columns={"budget": f"{unit}_budget"})
-    seen = [f.name for f in looks[: len(shown)]]
-    report(table, {f.name: f.distance for f in looks}, seen, f"{unit}_budget", args.samples)
-    sheets = _sheets(session, kept) if args.sheets else []
-    return [*session.save(table, draw(table, seen, f"{unit}_budget")), *sheets]
-
-
-def _cells(
-    session: Session, rows: Sequence[Row], names: tuple[str, ...], looks: Sequence[Features]
-) -> list[list[Cell]]:
-    """Return the cells, one for each shard: of data, of accurate samples, then of every row."""
-    args = session.args
-    config = {k: v for k, v in session.config.items() if k != "samples"}
-    parts = (*session.parts, *(part for f in looks for part in f.parts), *names, shards.sampled, str(SIZE))
-
-    def shard(index: int) -> Shard:
-        return Shard(args.problem, config["dtype"], args.device, names, args.seed, index)
-
-    def cell(index: int, about: Mapping[str, Any], method: tuple[object, ...], do: Any, work: float) -> Cell:
-        about = {**config, **about, "shard": index}
-        return Cell(about, (*method, *parts), partial(do, shard(index)), SIZE * work)
-
-    samples = range(math.ceil(args.samples / SIZE))
-    groups = [
-        [cell(i, {"what": "data"}, (), shards.data, 1.0) for i in range(max(len(samples), DATA // SIZE))],
-        [cell(i, {"what": "accurate samples"}, (), shards.exact, EXACTLY) for i in samples],
-    ]
-    for row in rows:
-        if not row.note:
-            about = {"what": "samples", **row.factors, "steps": row.steps}
-            work = row.method.bill(session.problem, row.steps).cost(Tariff(1.2, 0.2))
-            make = partial(shards.sampled, method=row.method, steps=row.steps)
-            groups.append([cell(i, about, row.method.parts, make, work) for i in samples])
-    return groups
-
-
-def _curve(config: Mapping[str, Any]) -> str:
-    """Return what all shards of a row share."""
-    return repr({k: v for k, v in config.items() if k != "shard"})
-
-
-def _announce(session: Session, cells: Sequence[Cell]) -> None:
-    """Print what would be measured, and how long it would take in this process."""
-    absent = list(cells) if session.args.fresh else missing("fid", cells, session.store)
-    x = session.cast(session.latents()[:SIZE])
-    t = session.problem.schedule.start
-    session.working(x, t)
-    began = time.perf_counter()
-    session.working(x, t)
-    seconds = (time.perf_counter() - began) / len(x) * sum(cell.work for cell in absent)
-    lines: dict[str, dict[str, Any]] = {}
-    for cell in absent:
-        about = {k: word(v) for k, v in cell.config.items() if k not in ("shard", *session.config)}
-        lines.setdefault(repr(about), {**about, "shards": 0})["shards"] += 1
-    tables.show(
-        "To be measured",
-        pd.DataFrame(list(lines.values())).fillna("-"),
-        [
-            f"{len(absent)} of {len(cells)} shards of {SIZE} samples; the others are in {session.store.path}",
-            f"about {seconds / 60:.1f} minutes in one process",
-        ],
-    )
-
-
-def tabulate(
-    session: Session, rows: Sequence[Found], truth: list[Result], accurate: list[Result]
+def sample_quality(
+    problem: Case | Problem | str | Path,
+    methods: Asked | Sequence[Asked] | Mapping[str, Method] = DEFAULT,
+    nfe: Sequence[int] = BUDGETS,
+    *,
+    steps: Sequence[int] = (),
+    forms: Sequence[str] | None = None,
+    grids: Sequence[str | Grid] = ("linear", "quadratic"),
+    bill: str = "nfe",
+    afs: str = "off",
+    denoise: str = "on",
+    features: Sequence[str | Features] | None = None,
+    study: Study | None = None,
 ) -> pd.DataFrame:
+    """Return how far the samples of methods are from data, as a tidy table.
+
+    Parameters
+    ----------
+    problem
+        What is sampled; anything that ``Case`` takes, or a case of at least 4 samples.
+    methods
+        The methods; see ``analysis.methods.chosen``.
+    nfe, steps
+        Budgets in score evaluations, or numbers of steps instead.
+    forms
+        Names in ``FLOWS`` with which methods are crossed; None is each method's own.
+    grids
+        Names in ``GRIDS``, or grids.
+    bill
+        ``nfe``, ``cost`` or ``both``: whether a budget pays for evaluations alone, or for derivatives too.
+    afs, denoise
+        ``off``, ``on`` or ``both``.
+    features
+        In which samples are compared: names, see ``analysis.measure.features.features``, or values. By
+        default the digits classifier and pixels for digits, pixels for all others. Pixels are always added.
+    study
+        Where results are kept; nowhere by default.
+
+    Returns
+    -------
+    A row for each method, factor, budget and feature, the accurate solution's first (``solver`` is
+    ``accurate``). Columns: those of ``analysis.measure.quality.quality_of``; ``error``, the mean L2 distance
+    in x from the accurate ends with its 95% interval, for methods that are not random; ``nfe``, ``jvp``,
+    ``head``; ``note``, why a row could not be measured.
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples, no such features, or a method cannot do what is asked for.
+    ArithmeticError
+        If no row could be measured.
+    """
+    case = case_of(problem)
+    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
+    pairs = crossed(chosen(methods), None if forms is None else [FORMS[name] for name in forms], by_name)
+    switches: dict[str, Any] = {"by_steps": bool(steps), "bill": bill, "afs": afs, "denoise": denoise}
+    rows = plan(case.problem, pairs, steps or nfe, **switches)
+    made = made_of(case, rows, looks(case.problem, features), study or Study())
+    return tabulated(case, made, "steps" if steps else "nfe")
+
+
+def looks(problem: Problem, features: Sequence[str | Features] | None) -> tuple[Features, ...]:
+    """Return the features in which samples are compared: those asked for, in their order, then pixels."""
+    digits = problem.event_shape == torch.Size((1, 8, 8))
+    asked = features or (("classifier", "pixels") if digits else ("pixels",))
+    found = [one if isinstance(one, Features) else named([one], problem)[0] for one in (*asked, "pixels")]
+    return tuple({look.name: look for look in found}.values())
+
+
+def tabulated(case: Case, made: Made, unit: str) -> pd.DataFrame:
     """Return the tidy table: a line for each row and each feature, the accurate solution's first.
 
     Parameters
     ----------
-    session
-        The run.
-    rows
-        The rows, each with its shards.
-    truth, accurate
-        The shards of data and of accurate samples.
+    case
+        Whose samples were made.
+    made
+        The samples; see ``analysis.measure.shards.made_of``.
+    unit
+        Of the budgets: ``nfe`` or ``steps``.
     """
-    n = session.args.samples
+    n = case.samples
     bootstrap = Bootstrap(n)
-    states = next(name for name in truth[0].arrays if name in ("pixels", "coordinates"))
-    own_error = max(float(r.arrays["reference_error"]) for r in accurate)
-    everywhere = {**session.config, "reference_error": own_error}
+    states = next(name for name in made.truth[0].arrays if name in ("pixels", "coordinates"))
+    own_error = max(float(r.arrays["reference_error"]) for r in made.accurate)
+    everywhere = {**case.config, "reference_error": own_error}
 
     def gathered(parts: Sequence[Result], name: str) -> Array:
         return np.concatenate([part.arrays[name] for part in parts])
 
     lines: list[dict[str, Any]] = []
-    for name in truth[0].arrays:
-        judge = Judge(gathered(truth, name), bootstrap)
+    for name in made.truth[0].arrays:
+        judge = Judge(gathered(made.truth, name), bootstrap)
         for denoised in (False, True):
-            samples = gathered(accurate, _prefix(denoised) + name)[:n]
+            samples = gathered(made.accurate, _prefix(denoised) + name)[:n]
             about = {"solver": "accurate", "denoise": denoised, "note": "", "feature": name}
             lines.append({**everywhere, **about, **judge(samples)})
-        for row, parts in rows:
+        for row, parts in made.rows:
             line = {**everywhere, **row.factors, "budget": row.budget, "steps": row.steps or None}
             line |= {"feature": name, "note": row.note, **dict.fromkeys(MEASURED, math.nan)}
             if not row.note:
@@ -219,112 +169,85 @@ def tabulate(
                 line["budget"] = row.budget or line["nfe"]  # methods that choose their own steps have none
                 line |= judge(gathered(parts, name)[:n])
             if not row.note and not row.method.random:
-                apart = gathered(parts, states) - gathered(accurate, _prefix(row.method.denoise) + states)
+                exact = gathered(made.accurate, _prefix(row.method.denoise) + states)
+                apart = gathered(parts, states) - exact
                 error = bootstrap.means(np.linalg.norm(apart[:n], axis=1)[None])
                 line |= {"error": float(error.value[0])}
                 line |= {"error_low": float(error.low[0]), "error_high": float(error.high[0])}
             lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).rename(columns={"budget": f"{unit}_budget"})
 
 
 def _prefix(denoised: bool) -> str:
     return "denoised " if denoised else ""
 
 
-class Judge:
-    """Compares samples with data in one feature space.
-
-    Parameters
-    ----------
-    data
-        The data, (m, d).
-    bootstrap
-        Resampling of the samples.
-    """
-
-    def __init__(self, data: Array, bootstrap: Bootstrap) -> None:
-        self._bootstrap = bootstrap
-        self._moments = Moments.of(data)
-        self._few = data[: min(bootstrap.samples, NEIGHBOURS)]
-        self._near = Manifold.of(self._few)
-
-    def __call__(self, x: Array) -> dict[str, float]:
-        """Return the distances of samples (n, d) from the data, with intervals, by name.
-
-        The Fréchet distance with the interval of the bootstrap of its influence function, and extrapolated
-        to infinitely many samples; the kernel distance; precision and recall with Wilson's intervals.
-        """
-        value = frechet(Moments.of(x), self._moments)
-        ends = self._bootstrap.means(influence(x, self._moments)[None])
-        few = x[:NEIGHBOURS]
-        found = {
-            "frechet": value,
-            "frechet_low": max(0.0, value + float(ends.low[0])),
-            "frechet_high": value + float(ends.high[0]),
-            **self._of_fewer(x),
-            "kernel": kernel_distance(few, self._few),
-        }
-        inside = {"precision": self._near.holds(few), "recall": Manifold.of(few).holds(self._few)}
-        for name, hits in inside.items():
-            found[name], found[f"{name}_low"], found[f"{name}_high"] = share(float(hits.sum()), len(hits))
-        return found
-
-    def _of_fewer(self, x: Array) -> dict[str, float]:
-        """Return mean distances of halves and of quarters of the samples, and a of the fit a + b/n."""
-        sets = {parts: np.array_split(x, parts) for parts in (1, 2, 4)}
-        if len(sets[4][-1]) < 2:
-            return dict.fromkeys(("frechet_half", "frechet_quarter", "frechet_infinite"), math.nan)
-        found = {k: [frechet(Moments.of(part), self._moments) for part in parts] for k, parts in sets.items()}
-        inverse = np.array([1.0 / len(part) for parts in sets.values() for part in parts])
-        distances = np.array([d for values in found.values() for d in values])
-        return {
-            "frechet_half": float(np.mean(found[2])),
-            "frechet_quarter": float(np.mean(found[4])),
-            "frechet_infinite": float(np.polyfit(inverse, distances, 1, w=inverse**-0.5)[1]),
-        }
+def measure(session: Session) -> Outcome | None:
+    """Measure what was asked for, or only tell what that would be."""
+    session = session.usual(DEFAULT)
+    args, case = session.args, session.case
+    if args.sheets and len(case.problem.event_shape) != 3:
+        raise UsageError(f"{case.name} has no images; leave out --sheets")
+    seen = looks(case.problem, args.features)
+    rows = session.rows(args.steps or args.nfe or BUDGETS)
+    try:
+        if args.dry_run:
+            announce(session, [cell for group in shards_of(case, rows, seen) for cell in group])
+            return None
+        made = made_of(case, rows, seen, session.study)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Outcome(tabulated(case, made, "steps" if args.steps else "nfe"), extra=(seen, made.rows))
 
 
-def report(
-    table: pd.DataFrame, distances: Mapping[str, str], shown: Sequence[str], budget: str, samples: int
-) -> None:
-    """Print the tables of distances and errors, keep these and all others for the files.
+def announce(session: Session, cells: Sequence[Cell]) -> None:
+    """Print what would be measured, and how long it would take in this process."""
+    absent = session.study.missing(cells)
+    case = session.case.but(samples=min(SIZE, session.case.batch))
+    x, t = case.cast(case.latents), case.problem.schedule.start
+    case.working(x, t)
+    began = time.perf_counter()
+    case.working(x, t)
+    seconds = (time.perf_counter() - began) / len(x) * sum(cell.work for cell in absent)
+    lines: dict[str, dict[str, Any]] = {}
+    for cell in absent:
+        about = {k: word(v) for k, v in cell.config.items() if k not in ("shard", *session.config)}
+        lines.setdefault(repr(about), {**about, "shards": 0})["shards"] += 1
+    store = session.study.store
+    notes = [f"{len(absent)} of {len(cells)} shards of {SIZE} samples"]
+    if store is not None:
+        notes[0] += f"; the others are in {store.path}"
+    notes.append(f"about {seconds / 60:.1f} minutes in one process")
+    tables.show("To be measured", pd.DataFrame(list(lines.values())).fillna("-"), notes)
 
-    Parameters
-    ----------
-    table
-        The tidy table.
-    distances
-        What the Fréchet distance is called, by feature.
-    shown
-        The features whose distances are printed.
-    budget
-        The column of the budget.
-    samples
-        How many samples there are.
-    """
-    unit = "NFE" if budget == "nfe_budget" else "steps"
+
+def report(session: Session, outcome: Outcome) -> None:
+    """Print the tables of distances and errors, keep these and all others for the files."""
+    table, (seen, _) = outcome.table, outcome.extra
+    shown = _shown(session, seen)
+    budget, unit = ("steps_budget", "steps") if session.args.steps else ("nfe_budget", "NFE")
     solvers = table[table["solver"] != "accurate"]
     sections: list[tuple[str, pd.DataFrame, list[str]]] = []
     others: list[tuple[str, pd.DataFrame, list[str]]] = []
-    for name in distances:
-        here = solvers[solvers["feature"] == name]
-        floor = table[(table["feature"] == name) & (table["solver"] == "accurate")]
-        notes = [f"{samples} samples; fewer give larger distances"] + [
+    for look in seen:
+        here = solvers[solvers["feature"] == look.name]
+        floor = table[(table["feature"] == look.name) & (table["solver"] == "accurate")]
+        notes = [f"{session.case.samples} samples; fewer give larger distances"] + [
             _floor_in_words(r) for _, r in floor[floor["denoise"].isin(here["denoise"])].iterrows()
         ]
-        title = distances[name]
         full = wide(here, budget, unit, interval_of("frechet"))
-        (sections if name in shown else others).extend(
+        (sections if look.name in shown else others).extend(
             [
-                (f"{title}, best of all variants (95%)", _best(here, budget, unit), notes),
-                (f"{title} (95%){common(here)}", full, notes),
+                (f"{look.distance}, best of all variants (95%)", _best(here, budget, unit), notes),
+                (f"{look.distance} (95%){common(here)}", full, notes),
             ]
         )
         for what in ("precision", "recall"):
-            others.append((f"Improved {what}, {name} (95%)", wide(here, budget, unit, interval_of(what)), []))
+            title = f"Improved {what}, {look.name} (95%)"
+            others.append((title, wide(here, budget, unit, interval_of(what)), []))
         kernel = wide(here, budget, unit, lambda row: f"{row['kernel']:.3g}")
-        others.append((f"Kernel distance, {name}", kernel, []))
-    first = solvers[solvers["feature"] == next(iter(distances))]
+        others.append((f"Kernel distance, {look.name}", kernel, []))
+    first = solvers[solvers["feature"] == seen[0].name]
     errors = first[first["error"].notna() | (first["note"] != "")]
     notes = [f"N/A: {solver} {note}" for solver, note in reasons(first)]
     notes += [f"accurate solution: own error {first['reference_error'].max():.1e}"]
@@ -338,6 +261,13 @@ def report(
         tables.keep(*section)
 
 
+def _shown(session: Session, seen: Sequence[Features]) -> list[str]:
+    """Return the names of the features that were asked for; pixels are measured anyway."""
+    asked = session.args.features
+    names = [look.name for look in seen]
+    return names if asked is None or "pixels" in asked else names[:-1]
+
+
 def _floor_in_words(row: Any) -> str:
     name = "accurate solution, denoised" if row["denoise"] else "accurate solution"
     fewer = f"with half of the samples {row['frechet_half']:.3g}, with a quarter {row['frechet_quarter']:.3g}"
@@ -348,14 +278,16 @@ def _floor_in_words(row: Any) -> str:
 
 def _best(rows: pd.DataFrame, budget: str, unit: str) -> pd.DataFrame:
     """Return the smallest distance of each solver at each budget, and the variant that has it (Table 1)."""
-    lines = []
-    for solver, group in rows.groupby("solver", sort=False):
-        line = {"solver": str(solver)}
-        for value, same in group.groupby(budget, sort=True):
-            measured = same[same["note"] == ""].sort_values("frechet")
-            line[f"{value:g} {unit}"] = "N/A" if measured.empty else _variant(measured.iloc[0])
-        lines.append(line)
-    return pd.DataFrame(lines).fillna("-")
+    there = rows[rows[budget].notna()].sort_values([budget, "frechet"], na_position="last")
+    best = there.drop_duplicates(["solver", budget])
+    solvers = list(dict.fromkeys(rows["solver"]))
+    best = best.sort_values("solver", key=lambda names: names.map(solvers.index), kind="stable")
+    return tables.pivot(
+        best,
+        lambda row: {"solver": row["solver"]},
+        lambda row: f"{row[budget]:g} {unit}",
+        lambda row: "N/A" if row["note"] else _variant(row),
+    )
 
 
 def _variant(row: Any) -> str:
@@ -363,62 +295,47 @@ def _variant(row: Any) -> str:
     return f"{interval_of('frechet')(row)} {row['grid']}{tricks}"
 
 
-def draw(table: pd.DataFrame, shown: Sequence[str], budget: str) -> Figure:
-    """Draw Fig. 5, a row for each grid: distances and errors against NFE, best over AFS and denoising."""
-    rows = table[(table["note"] == "") & (table["solver"] != "accurate")]
-    grids, solvers = list(dict.fromkeys(rows["grid"])), list(dict.fromkeys(rows["solver"]))
-    columns = [*((name, "frechet") for name in shown), (shown[0], "error")]
-    with plots.style():
-        size = (plots.WIDTH, 1.9 * len(grids) + 0.6)
-        figure, axes = plots.panels(len(grids), len(columns), figsize=size, sharex=True, sharey="col")
-        for line, grid in zip(axes, grids, strict=True):
-            line[0].set_ylabel(f"{grid} grid")
-            for ax, (name, measure) in zip(line, columns, strict=True):
-                here = rows[(rows["feature"] == name) & (rows["grid"] == grid) & rows[measure].notna()]
-                best = here.sort_values(measure).drop_duplicates(["solver", budget])
-                band = (f"{measure}_low", f"{measure}_high")
-                plots.curves(ax, best, budget, measure, band=band, among=solvers)
-                ax.set(yscale="log")
-                if measure == "frechet":
-                    _floor(ax, table[(table["feature"] == name) & (table["solver"] == "accurate")], here)
-        for ax, (name, measure) in zip(axes[0], columns, strict=True):
-            ax.set_title(f"Fréchet, {name}" if measure == "frechet" else "mean $L_2$ error in $x$")
-        for ax in axes[-1]:
-            ax.set_xlabel("NFE" if budget == "nfe_budget" else "steps")
-        plots.legend_below(figure, list(axes.flat))
-        return figure
+def draw(session: Session, outcome: Outcome) -> Mapping[str, Figure]:
+    """Draw Fig. 5 and, with ``--sheets``, a sheet of the first samples of each row."""
+    (seen, rows), budget = outcome.extra, "steps_budget" if session.args.steps else "nfe_budget"
+    figures = {"": partial(quality.curves, outcome.table, _shown(session, seen), budget)}
+    for row, parts in rows if session.args.sheets else ():
+        if not row.note:
+            m = row.method
+            tricks = [trick for trick, on in (("afs", m.afs), ("denoised", m.denoise)) if on]
+            name = "-".join([row.solver, m.form.name, m.grid.name, *tricks, str(row.steps)])
+            images = parts[0].arrays["pixels"][:64].reshape(-1, *session.problem.event_shape)
+            figures[f"-sheets/{name}"] = partial(quality.sheet, images)
+    return plots.Later(figures)
 
 
-def _floor(ax: Any, accurate: pd.DataFrame, rows: pd.DataFrame) -> None:
-    """Draw the distance of the accurate solution."""
-    row = accurate[accurate["denoise"].isin(rows["denoise"])].sort_values("frechet").iloc[0]
-    ax.axhline(row["frechet"], color="0.4", linestyle=":", linewidth=0.9, label="accurate solution")
-    ax.axhspan(row["frechet_low"], row["frechet_high"], color="0.4", alpha=0.15, linewidth=0)
+EXPERIMENT = Experiment(
+    name="fid",
+    title="Quality of samples",
+    finding="How far samples are from data, beside the accurate solution's distance, against evaluations.",
+    help="Fréchet distances, precision, recall and errors of samples against NFE, in grids of all factors.",
+    examples=(
+        "--problem digits",
+        "--problem digits --afs both --denoise both --samples 10000 --workers 2",
+        "--problem digits-mixture --solvers ddim ttm2 --grids rho1.5 rho2.5",
+        "--problem digits --scheduler tcp://localhost:8786",
+        "--problem digits --samples 10000 --dry-run",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=11,
+    paper="Fig. 5; Tables 1, 6, 7 and 8",
+    defaults={"problem": "digits", "samples": 500, "denoise": "on"},
+    published=((r"best of all variants", BEST), (r"(?<!variants) \(95%\)", STRIDING)),
+)
 
 
-def _sheets(session: Session, rows: Sequence[Found]) -> list[Path]:
-    """Write a sheet of the first samples of each row, and return the files."""
-    shape, written = session.problem.event_shape, []
-    if len(shape) != 3:
-        raise UsageError(f"{session.args.problem} has no images; leave out --sheets")
-    for row, parts in rows:
-        if row.note:
-            continue
-        m = row.method
-        tricks = [trick for trick, on in (("afs", m.afs), ("denoised", m.denoise)) if on]
-        name = "-".join([row.solver, m.form.name, m.grid.name, *tricks, str(row.steps)])
-        with plots.style():
-            figure, axes = plots.panels(1, 1, figsize=(3.25, 3.25))
-            axes[0, 0].set_axis_off()
-            plots.sheet(axes[0, 0], parts[0].arrays["pixels"][:64].reshape(-1, *shape), 8, 8)
-            written += plots.save(figure, session.path("-sheets") / name)
-    return written
-
-
-def command(argv: Sequence[str] | None = None) -> int:
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("fid", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("fid"))

@@ -8,40 +8,27 @@ distance. As many exact samples, drawn anew, show the floor below which chance r
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from torch import Tensor
 
-from analysis import plots, tables
-from analysis.cli import Session, add_factors, add_solvers, main, parser
-from analysis.laws import Law
-from analysis.rows import (
-    BUDGETS,
-    WHOLE,
-    Row,
-    add_budget,
-    common,
-    interval_of,
-    plan,
-    reasons,
-    titled,
-    varying,
-    wide,
-    word,
-)
-from analysis.statistics import Bootstrap
-from analysis.study import Cell, run
-from problems import Mixture
+from analysis.command.arguments import add_budget, add_factors, add_solvers
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.distances import chance, weak_error
+from analysis.measure.rows import BUDGETS, Row, plan
+from analysis.methods import FORMS, GRIDS, WHOLE, Grid, Method, chosen, crossed
+from analysis.methods.table import Asked
+from analysis.show import plots, tables
+from analysis.show.factors import common, interval_of, reasons, titled, varying, wide, word
+from analysis.study.cells import Cell, Study
+from problems import Problem
 from problems.console import Parser, UsageError
 
 DEFAULT = (
@@ -60,8 +47,6 @@ DEFAULT = (
 EXACT = 10_000
 """Exact samples, at least, with which samples are compared."""
 
-RESAMPLES = 400
-
 MEASURES = {
     "mean": "Error of the mean, in x",
     "covariance": "Error of the covariance, in proportion",
@@ -71,42 +56,126 @@ MEASURES = {
 }
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "weak",
-        "Weak errors of samples (moments, occupancy, sliced Wasserstein and energy distance) against NFE.",
-        "  python -m analysis.weak\n"
-        "  python -m analysis.weak --problem toy --solvers ddim ddpm sde-dpm-solver++2m --nfe 5 10 25 50\n"
-        "  python -m analysis.weak --problem toy-ve --solvers ddpm-beta vesde-pc --grids linear\n"
-        "  python -m analysis.weak --problem digits-mixture --samples 1000 --denoise on --grids log-snr",
-    )
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
     add_solvers(p, DEFAULT)
     add_factors(p, None, ("quadratic",))
     add_budget(p)
-    p.set_defaults(samples=2000)
-    return p
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write tables and figure."""
-    args = session.args
-    if args.samples < 4:
-        raise UsageError(f"{args.samples} samples say little of a law; type --samples 4 or more")
-    rows = plan(session, args.steps or args.nfe or BUDGETS)
-    measured = [i for i, row in enumerate(rows) if not row.note]
-    floors = list(dict.fromkeys(rows[i].method.denoise for i in measured))
-    laws = {denoised: Target(session, denoised) for denoised in floors}
-    results = run("weak", _cells(session, [rows[i] for i in measured], laws), session.store, fresh=args.fresh)
+def weak_errors(
+    problem: Case | Problem | str | Path,
+    methods: Asked | Sequence[Asked] | Mapping[str, Method] = DEFAULT,
+    nfe: Sequence[int] = BUDGETS,
+    *,
+    steps: Sequence[int] = (),
+    forms: Sequence[str] | None = None,
+    grids: Sequence[str | Grid] = ("quadratic",),
+    bill: str = "nfe",
+    afs: str = "off",
+    denoise: str = "off",
+    exact: int = EXACT,
+    study: Study | None = None,
+) -> pd.DataFrame:
+    """Return the weak errors of methods as a tidy table: a row for each method, factor and budget.
 
-    unit = "steps" if args.steps else "nfe"
-    names = [name for name in MEASURES if name in results[0].arrays]
-    columns: dict[str, Any] = {
-        bill: [float(r.arrays[bill]) for r in results] for bill in ("nfe", "jvp", "head")
-    }
-    for name in names:
+    Parameters
+    ----------
+    problem
+        What is sampled; anything that ``Case`` takes, or a case of at least 4 samples.
+    methods
+        The methods; see ``analysis.methods.chosen``.
+    nfe, steps
+        Budgets in score evaluations, or numbers of steps instead.
+    forms
+        Names in ``FLOWS`` with which methods are crossed; None is each method's own.
+    grids
+        Names in ``GRIDS``, or grids.
+    bill
+        ``nfe``, ``cost`` or ``both``: whether a budget pays for evaluations alone, or for derivatives too.
+    afs, denoise
+        ``off``, ``on`` or ``both``.
+    exact
+        Exact samples, at least, with which samples are compared.
+    study
+        Where results are kept; nowhere by default.
+
+    Returns
+    -------
+    First rows of exact samples (``solver`` is ``exact``), the floor. Columns ``mean``, ``covariance``,
+    ``sliced``, ``energy`` and, on mixtures, ``occupancy`` (see ``analysis.measure.laws.Law.compare``), each
+    with its 95% interval; ``nfe``, ``jvp``, ``head``; ``note``, why a row could not be measured within its
+    budget.
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples, or a method cannot do what is asked for.
+    ArithmeticError
+        If nothing could be measured.
+    """
+    case = case_of(problem)
+    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
+    pairs = crossed(chosen(methods), None if forms is None else [FORMS[name] for name in forms], by_name)
+    switches: dict[str, Any] = {"by_steps": bool(steps), "bill": bill, "afs": afs, "denoise": denoise}
+    rows = plan(case.problem, pairs, steps or nfe, **switches)
+    return tabulated(case, rows, study or Study(), "steps" if steps else "nfe", exact)
+
+
+def tabulated(case: Case, rows: Sequence[Row], study: Study, unit: str, exact: int) -> pd.DataFrame:
+    """Return the tidy table of rows; those whose measurement fails are left out.
+
+    Parameters
+    ----------
+    case
+        What is sampled.
+    rows
+        What is measured.
+    study
+        Where results are kept.
+    unit
+        Of the budgets: ``nfe`` or ``steps``.
+    exact
+        Exact samples, at least.
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples.
+    ArithmeticError
+        If there are no exact samples, or no row could be measured.
+    """
+    if case.samples < 4:
+        raise ValueError(f"{case.samples} samples say little of a law; type --samples 4 or more")
+    able = [row for row in rows if not row.note]
+    floors = list(dict.fromkeys(row.method.denoise for row in able))
+    known = {"case": case, "exact": exact}
+    cells = [
+        Cell({**case.config, "solver": "exact", "denoise": denoised}, chance, {**known, "denoised": denoised})
+        for denoised in floors
+    ]
+    cells += [
+        Cell(
+            {**case.config, **row.factors, "steps": row.steps},
+            weak_error,
+            {**known, "method": row.method, "steps": row.steps},
+        )
+        for row in able
+    ]
+    results = study.run("weak", cells)
+    made = iter(results[len(floors) :])
+    pairs = [(row, None if row.note else next(made)) for row in rows]
+    pairs = [(row, result) for row, result in pairs if result is None or not result.failure]
+    found = [*results[: len(floors)], *(result for _, result in pairs if result is not None)]
+    for result in results if len(found) == len(floors) else found:
+        if result.failure:
+            raise ArithmeticError(f"nothing could be measured: {result.failure}")
+
+    arrays = [result.arrays for result in found]
+    columns: dict[str, Any] = {bill: [float(a[bill]) for a in arrays] for bill in ("nfe", "jvp", "head")}
+    for name in measures_in(arrays[0]):
         for i, end in enumerate(("", "_low", "_high")):
-            columns[name + end] = [float(r.arrays[name][i]) for r in results]
+            columns[name + end] = [float(a[name][i]) for a in arrays]
     lines: list[dict[str, Any]] = [
         {"solver": "exact", "form": "-", "grid": "-", "afs": False, "denoise": d, "billed": False, "note": ""}
         for d in floors
@@ -119,119 +188,33 @@ def experiment(session: Session) -> Sequence[Path]:
             "steps": row.steps or None,
             "note": row.note,
         }
-        for row in rows
+        for row, _ in pairs
     ]
-    index = [*range(len(floors)), *(len(floors) + i for i in measured)]
-    about = pd.DataFrame([{**session.config, **line} for line in lines])
-    table = about.join(pd.DataFrame(columns, index=index))
-    report(table, names, f"{unit}_budget", args.samples)
-    return session.save(table, draw(table, names, bool(args.forms)))
+    index = [*range(len(floors)), *(len(floors) + i for i, (_, result) in enumerate(pairs) if result)]
+    about = pd.DataFrame([{**case.config, **line} for line in lines])
+    return about.join(pd.DataFrame(columns, index=index))
 
 
-@dataclass(frozen=True)
-class Target:
-    """The law that samples should have.
-
-    Attributes
-    ----------
-    session
-        The run.
-    denoised
-        Whether it is that of the data; else that of p_{t_cut}.
-    """
-
-    session: Session
-    denoised: bool
-
-    def draw(self, n: int, stream: int) -> Tensor:
-        """Return exact samples, (n, *event), float64; another stream gives others."""
-        entropy = (self.session.args.seed % 2**64, stream)
-        generator = torch.Generator().manual_seed(
-            int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        )
-        problem = self.session.problem
-        return problem.sample(n, None if self.denoised else problem.schedule.stop, generator).double()
-
-    def labels(self, x: Tensor) -> NDArray[np.int64] | None:
-        """Return the components of a mixture that states are nearest to."""
-        problem = self.session.problem
-        if not isinstance(problem, Mixture) or not bool(torch.isfinite(x).all()):
-            return None
-        alpha = 1.0 if self.denoised else problem.schedule.alpha(problem.schedule.stop)
-        parts = [problem.nearest(x[i : i + 1024] / alpha) for i in range(0, len(x), 1024)]
-        return torch.cat(parts).numpy()
-
-    @cached_property
-    def law(self) -> Law:
-        """The law, by a multiple of the number of samples."""
-        n, problem = self.session.args.samples, self.session.problem
-        y = self.draw(n * math.ceil(EXACT / n), 1)
-        components = len(problem.weights) if isinstance(problem, Mixture) else 0
-        return Law(y.flatten(1).numpy(), self.labels(y), components)
-
-    def compare(self, x: Tensor) -> dict[str, Any]:
-        """Return the distances of samples (samples, *event) from the law; see ``Law.compare``."""
-        bootstrap = Bootstrap(len(x), RESAMPLES)
-        found: dict[str, Any] = self.law.compare(x.flatten(1).numpy(), bootstrap, self.labels(x))
-        if isinstance(self.session.problem, Mixture):
-            found.setdefault("occupancy", np.full(3, math.inf))
-        return found
+def measures_in(names: Mapping[str, Any] | pd.DataFrame) -> list[str]:
+    """Return those of ``MEASURES`` that are among names."""
+    return [name for name in MEASURES if name in names]
 
 
-def _cells(session: Session, rows: Sequence[Row], laws: dict[bool, Target]) -> list[Cell]:
-    """Return the cells: one of exact samples for each law, then one for each row."""
-
-    def exact(target: Target) -> dict[str, Any]:
-        return {"nfe": 0, "jvp": 0, "head": 0, **target.compare(target.draw(session.args.samples, 2))}
-
-    parts = (*session.parts, Bootstrap, Law, Target, made)
-    floors = [
-        Cell({**session.config, "solver": "exact", "denoise": denoised}, parts, partial(exact, target))
-        for denoised, target in laws.items()
-    ]
-    return floors + [
-        Cell(
-            {**session.config, **row.factors, "steps": row.steps},
-            (*row.method.parts, *parts),
-            partial(made, session, row, laws[row.method.denoise]),
-        )
-        for row in rows
-    ]
+def measure(session: Session) -> Outcome:
+    """Measure what was asked for."""
+    args = session.args
+    rows = session.rows(args.steps or args.nfe or BUDGETS)
+    try:
+        table = tabulated(session.case, rows, session.study, "steps" if args.steps else "nfe", EXACT)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Outcome(table)
 
 
-def made(session: Session, row: Row, target: Target) -> dict[str, Any]:
-    """Measure one row: the bill, and the distances of the samples from the law that they should have.
-
-    Parameters
-    ----------
-    session
-        The run.
-    row
-        What to measure.
-    target
-        The law.
-    """
-    before = session.working.spent
-    x = row.method.sample(session.working, row.steps, session.cast(session.latents()), session.noise())
-    bill = session.working.spent - before
-    return {**asdict(bill), **target.compare(x.double().cpu())}
-
-
-def report(table: pd.DataFrame, names: Sequence[str], budget: str, samples: int) -> None:
-    """Print a table for each measure, and one of the methods that choose their own steps.
-
-    Parameters
-    ----------
-    table
-        The tidy table.
-    names
-        The measures.
-    budget
-        The column of the budget.
-    samples
-        How many samples there are.
-    """
-    unit = "NFE" if budget == "nfe_budget" else "steps"
+def report(session: Session, outcome: Outcome) -> None:
+    """Print a table for each measure, and one of the methods that choose their own steps."""
+    table, samples, names = outcome.table, session.case.samples, measures_in(outcome.table)
+    budget, unit = ("steps_budget", "steps") if session.args.steps else ("nfe_budget", "NFE")
     floors, rows = table[table["solver"] == "exact"], table[table["solver"] != "exact"]
     given, own = rows[rows[budget].notna()], rows[rows[budget].isna()]
     if len(given):
@@ -260,19 +243,10 @@ def report(table: pd.DataFrame, names: Sequence[str], budget: str, samples: int)
         tables.show(title, pd.DataFrame(lines))
 
 
-def draw(table: pd.DataFrame, names: Sequence[str], forms: bool) -> Figure:
-    """Draw every measure against NFE: a column of panels per grid, a row per measure and factor.
-
-    Parameters
-    ----------
-    table
-        The tidy table.
-    names
-        The measures.
-    forms
-        Whether forms are crossed.
-    """
-    factors = [*(["form"] if forms else []), "afs", "denoise", "billed"]
+def draw(session: Session, outcome: Outcome) -> Figure:
+    """Draw every measure against NFE: a column of panels per grid, a row per measure and factor."""
+    table, names = outcome.table, measures_in(outcome.table)
+    factors = [*(["form"] if session.args.forms else []), "afs", "denoise", "billed"]
     floors = table[table["solver"] == "exact"].set_index("denoise")
     rows = table[(table["note"] == "") & (table["solver"] != "exact")]
     grids = [g for g in dict.fromkeys(rows["grid"]) if g != WHOLE.name] or [WHOLE.name]
@@ -301,10 +275,30 @@ def draw(table: pd.DataFrame, names: Sequence[str], forms: bool) -> Figure:
         return figure
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="weak",
+    title="Weak errors",
+    finding="How far the distribution of samples is from the exact one, for stochastic methods and others.",
+    help="Weak errors of samples (moments, occupancy, sliced Wasserstein and energy distance) against NFE.",
+    examples=(
+        "",
+        "--problem toy --solvers ddim ddpm sde-dpm-solver++2m --nfe 5 10 25 50",
+        "--problem toy-ve --solvers ddpm-beta vesde-pc --grids linear",
+        "--problem digits-mixture --samples 1000 --denoise on --grids log-snr",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=7,
+    defaults={"samples": 2000},
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("weak", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("weak"))

@@ -46,7 +46,9 @@ def start(name: str, argv: Sequence[str] | None = None, launcher: str = MODULE) 
     return int(command(argv, launcher))
 
 
-def parsed(experiment: Experiment, argv: Sequence[str] | None, launcher: str) -> tuple[Parser, argparse.Namespace]:
+def parsed(
+    experiment: Experiment, argv: Sequence[str] | None, launcher: str
+) -> tuple[Parser, argparse.Namespace]:
     """Return the parser of an experiment, with what plugins add, and the arguments."""
     words = sys.argv[1:] if argv is None else list(argv)
     plugins.installed()
@@ -68,7 +70,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None, launcher: st
 
     Returns
     -------
-    The exit code: 0; 1 for a failure, of the whole or of some rows, which are then told of; 2 for a mistake in
+    The exit code: 0; 1 for a failure of the whole or of some rows, which are then listed; 2 for a mistake in
     the arguments; 130 when interrupted; or the experiment's own.
     """
     p, args = parsed(experiment, argv, launcher)
@@ -94,7 +96,10 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None, launcher: st
         code = 1 if session.study.failures else outcome.code
         name = outcome.name or experiment.name
         files = [
-            *(tables.to_csv(part, session.path(f"{suffix}.csv", name)) for suffix, part in outcome.further.items()),
+            *(
+                tables.to_csv(part, session.path(f"{suffix}.csv", name))
+                for suffix, part in outcome.further.items()
+            ),
             tables.to_csv(outcome.table, session.path(".csv", name)),
             *drawn(experiment.draw(session, outcome), session.path("", name)),
             *(tables.write(session.path("", name), shown) if shown else ()),
@@ -116,12 +121,15 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None, launcher: st
 
 
 def drawn(figures: Figure | Mapping[str, Figure], path: Path) -> list[Path]:
-    """Write the figures of an experiment as PDF and PNG, and return their paths."""
+    """Write the figures of an experiment as PDF and PNG, and return their paths.
+
+    A suffix with a slash, such as ``-sheets/ddim``, is a file in a folder of its own.
+    """
     by_suffix = {"": figures} if isinstance(figures, Figure) else figures
     return [
         file
         for suffix, figure in by_suffix.items()
-        for file in plots.save(figure, path.with_name(path.name + suffix))
+        for file in plots.save(figure, path.parent / f"{path.name}{suffix}")
     ]
 
 

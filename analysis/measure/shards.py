@@ -1,25 +1,28 @@
 """Samples in shards, each the work of one process: from latents to states, by a method or exactly.
 
-Everything random belongs to the place of a sample in the whole, so a result is the same whoever made it,
-however many there are and however many samples are asked for. A shard is always made whole, in one thread.
+Everything random belongs to the place of a sample in the whole. So a result is the same whoever made it, and
+more samples leave the shards as they are that are there. A shard is always made whole, in one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from analysis.features import Features, features
+from analysis.measure.case import Case
+from analysis.measure.features import Features
+from analysis.measure.problems import latents
+from analysis.measure.rows import Row
 from analysis.methods import Method
-from analysis.problems import Prepared, latents, prepared
-from analysis.reference import reference
-from problems import Brownian, denoise
+from analysis.study.cells import Cell, Result, Study
+from problems import Brownian, Tariff
 
 SIZE = 250
 """Samples in a shard."""
@@ -27,49 +30,46 @@ SIZE = 250
 TOLERANCE = 5e-3
 """To which accurate samples are solved where derivatives are no help; see ``reference``."""
 
-
-@dataclass(frozen=True)
-class Shard:
-    """Which samples, of what, seen how.
-
-    Attributes
-    ----------
-    problem, dtype, device
-        As they are typed; see ``problems.prepared``.
-    features
-        Names of the features in which the samples are seen; see ``features.features``.
-    seed
-        Seed of the whole.
-    index
-        Which shard, from 0.
-    """
-
-    problem: str
-    dtype: str
-    device: str
-    features: tuple[str, ...]
-    seed: int
-    index: int
-
-    def seeded(self, stream: int) -> int:
-        """Return the seed of a stream of random numbers in this shard, 32 bits."""
-        return int(np.random.SeedSequence((self.seed % 2**64, self.index, stream)).generate_state(1)[0])
-
-
 LATENTS, NOISE, DATA = range(3)
+"""Streams of random numbers."""
 
 
-def sampled(shard: Shard, method: Method, steps: int) -> dict[str, Any]:
-    """Return what a method makes of the latents, seen in the features, and its bill.
+COMPARED = 10_000
+"""Data, at least, with which samples are compared."""
 
-    Arrays by name: those of each feature (SIZE, d), ``nfe``, ``jvp`` and ``head``.
+EXACTLY = 300
+"""Work of an accurate sample, in evaluations; for the progress bar and for estimates of the time."""
+
+
+def seed_of(case: Case, index: int, stream: int) -> int:
+    """Return the seed of a stream of random numbers in a shard, 32 bits."""
+    return int(np.random.SeedSequence((case.seed % 2**64, index, stream)).generate_state(1)[0])
+
+
+def initial(case: Case, index: int) -> Tensor:
+    """Return the initial states of a shard, (case.samples, *event), float64, on the CPU."""
+    return latents(case.problem, case.samples, seed_of(case, index, LATENTS))
+
+
+def sampled(
+    case: Case, index: int, features: Sequence[Features], method: Method, steps: int
+) -> dict[str, Any]:
+    """Return what a method makes of the latents of a shard, seen in features, and its bill.
 
     Parameters
     ----------
-    shard
-        Which samples.
+    case
+        What is solved, how many samples are in a shard, and the seed of the whole.
+    index
+        Which shard, from 0.
+    features
+        In which the samples are seen.
     method, steps
         How they are made.
+
+    Returns
+    -------
+    Arrays by name: those of each feature (case.samples, d), ``nfe``, ``jvp`` and ``head``.
 
     Raises
     ------
@@ -77,58 +77,37 @@ def sampled(shard: Shard, method: Method, steps: int) -> dict[str, Any]:
         If some of the samples are not finite.
     """
     with _single_thread():
-        made = _opened(shard)
-        x = latents(made.problem, SIZE, shard.seeded(LATENTS)).to(device=shard.device, dtype=made.dtype)
-        noise = Brownian(shard.seeded(NOISE))
-        before = made.working.spent
-        x = method.sample(made.working, steps, x, noise)
-        bill = made.working.spent - before
+        noise = Brownian(seed_of(case, index, NOISE))
+        x, bill = case.sample(method, steps, initial(case, index), noise=noise)
         wild = int((~torch.isfinite(x).flatten(1).all(1)).sum())
         if wild:
-            raise FloatingPointError(f"{wild} of {SIZE} samples are not finite")
-        return {**_seen(shard, x, ""), **asdict(bill)}
+            raise FloatingPointError(f"{wild} of {len(x)} samples are not finite")
+        return {**_seen(features, case.cast(x)), **asdict(bill)}
 
 
-def exact(shard: Shard) -> dict[str, Any]:
-    """Return the exact ends of the same trajectories, as they are and denoised, and the error in them.
+def accurate(case: Case, index: int, features: Sequence[Features]) -> dict[str, Any]:
+    """Return the exact ends of the same trajectories, as they are and denoised, seen in features.
 
-    Arrays by name: those of each feature, again with the prefix ``denoised ``, and ``reference_error``.
+    Arrays by name: those of each feature (case.samples, d), again with the prefix ``denoised ``, and
+    ``reference_error``, the error in the ends. Parameters as in ``sampled``.
     """
     with _single_thread():
-        made = _opened(shard)
-        schedule = made.problem.schedule
-        x = latents(made.problem, SIZE, shard.seeded(LATENTS))
-        tolerance = TOLERANCE if made.problem.jet_order < 8 else None
-        solution = reference(made.problem, x, (schedule.start, schedule.stop), tolerance)
-        clean = denoise(made.problem, solution.x[-1], schedule.stop)
-        states = {**_seen(shard, solution.x[-1], ""), **_seen(shard, clean, "denoised ")}
-        return {**states, "reference_error": np.array(solution.error)}
+        tolerance = TOLERANCE if case.network else None
+        solution = case.solved(initial(case, index), tolerance=tolerance)
+        x = solution.x[-1]
+        states = {**_seen(features, x), **_seen(features, case.denoise(x), "denoised ")}
+        return {**states, "reference_error": solution.error}
 
 
-def data(shard: Shard) -> dict[str, Any]:
-    """Return data, seen in the features: arrays (SIZE, d) by name."""
+def data(case: Case, index: int, features: Sequence[Features]) -> dict[str, Any]:
+    """Return data seen in features: arrays (case.samples, d) by name. Parameters as in ``sampled``."""
     with _single_thread():
-        source = torch.Generator().manual_seed(shard.seeded(DATA))
-        return _seen(shard, _opened(shard).problem.sample(SIZE, None, source), "")
+        source = torch.Generator().manual_seed(seed_of(case, index, DATA))
+        return _seen(features, case.problem.sample(case.samples, None, source))
 
 
-def _seen(shard: Shard, x: torch.Tensor, prefix: str) -> dict[str, Any]:
-    looks = _looks(shard.features, shard.problem, shard.dtype, shard.device)
-    return {prefix + f.name: f.of(x).numpy() for f in looks}
-
-
-@lru_cache(maxsize=2)
-def _looks(names: tuple[str, ...], *problem: str) -> tuple[Features, ...]:
-    return features(names, _prepared(*problem).problem)
-
-
-def _opened(shard: Shard) -> Prepared:
-    return _prepared(shard.problem, shard.dtype, shard.device)
-
-
-@lru_cache(maxsize=2)
-def _prepared(name: str, dtype: str, device: str) -> Prepared:
-    return prepared(name, dtype, torch.device(device))
+def _seen(features: Sequence[Features], x: Tensor, prefix: str = "") -> dict[str, Any]:
+    return {prefix + f.name: f.of(x).numpy() for f in features}
 
 
 @contextmanager
@@ -140,3 +119,87 @@ def _single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+class Made(NamedTuple):
+    """Samples that were made, seen in features.
+
+    Attributes
+    ----------
+    truth, accurate
+        Shards of data and of accurate samples.
+    rows
+        The rows, each with its shards; those with a note, for which nothing could be made, have none.
+    """
+
+    truth: list[Result]
+    accurate: list[Result]
+    rows: list[tuple[Row, list[Result]]]
+
+
+def shards_of(case: Case, rows: Sequence[Row], seen: Sequence[Features]) -> list[list[Cell]]:
+    """Return the cells, one for each shard: of data, of accurate samples, then of every row without a note.
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples.
+    """
+    if case.samples < 4:
+        raise ValueError(f"{case.samples} samples have no neighbours; type --samples 4 or more")
+    part = case.but(samples=SIZE)
+    config = {name: value for name, value in case.config.items() if name != "samples"}
+
+    def group(
+        count: int, about: Mapping[str, Any], measure: Callable[..., Any], work: float, **how: Any
+    ) -> list[Cell]:
+        known = {"case": part, "features": tuple(seen), **how}
+        return [
+            Cell({**config, **about, "shard": i}, measure, {**known, "index": i}, SIZE * work)
+            for i in range(count)
+        ]
+
+    count = math.ceil(case.samples / SIZE)
+    groups = [
+        group(max(count, COMPARED // SIZE), {"what": "data"}, data, 1.0),
+        group(count, {"what": "accurate samples"}, accurate, EXACTLY),
+    ]
+    for row in rows:
+        if not row.note:
+            about = {"what": "samples", **row.factors, "steps": row.steps}
+            work = row.method.bill(case.problem, row.steps).cost(Tariff(1.2, 0.2))
+            groups.append(group(count, about, sampled, work, method=row.method, steps=row.steps))
+    return groups
+
+
+def made_of(case: Case, rows: Sequence[Row], seen: Sequence[Features], study: Study) -> Made:
+    """Make samples. A row of which a shard fails gets the reason as its note, and is a failure of the study.
+
+    Raises
+    ------
+    ValueError
+        If there are too few samples.
+    ArithmeticError
+        If data, accurate samples or all rows could not be made.
+    """
+    groups = shards_of(case, rows, seen)
+    results = iter(replace(study, failures=[]).run("fid", [cell for group in groups for cell in group]))
+    truth, accurate, *measured = [[next(results) for _ in group] for group in groups]
+    for part in (truth, accurate):
+        if reason := _failure(part):
+            raise ArithmeticError(f"{part[0].config['what']} could not be made: {reason}")
+    done, found = iter(measured), list[tuple[Row, list[Result]]]()
+    for row in rows:
+        parts = [] if row.note else next(done)
+        if reason := _failure(parts):
+            config = {name: value for name, value in parts[0].config.items() if name != "shard"}
+            study.failures.append(Result(config, {}, reason))
+            row, parts = replace(row, note=reason), []
+        found.append((row, parts))
+    if all(row.note for row, _ in found):
+        raise ArithmeticError(f"no row could be measured; {found[-1][0].solver}: {found[-1][0].note}")
+    return Made(truth, accurate, found)
+
+
+def _failure(parts: Sequence[Result]) -> str:
+    return next((part.failure for part in parts if part.failure), "")

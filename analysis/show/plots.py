@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; every curve als
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -132,6 +132,28 @@ def style() -> Iterator[None]:
 def panels(rows: int, columns: int, **options: Any) -> tuple[Figure, Any]:
     """Return a new figure with a grid of axes, always two-dimensional."""
     return plt.subplots(rows, columns, squeeze=False, **options)
+
+
+class Later(Mapping[str, Figure]):
+    """Figures by name, each drawn when it is asked for, so that few are open at a time.
+
+    Parameters
+    ----------
+    makers
+        Functions that draw them.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Figure]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Figure:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

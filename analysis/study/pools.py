@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ T = TypeVar("T")
 
 MEMORY = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**30}
 """Environment of workers: without it Dask has them give back memory that networks would ask for again."""
+
+
+TIMEOUT = "DASK_SCHEDULER_TIMEOUT"
+"""Environment variable: seconds in which a scheduler has to answer, 10 by default."""
 
 
 class NoPoolError(ValueError):
@@ -70,7 +75,8 @@ def pool(workers: int, scheduler: str | None) -> Iterator[Pool]:
     workers
         Number of processes on this machine; 1 is this one.
     scheduler
-        Address of a Dask scheduler, which is asked instead if there is one.
+        Address of a Dask scheduler, which is asked instead if there is one. It has to answer within
+        10 seconds, or as many as the environment variable ``DASK_SCHEDULER_TIMEOUT`` says.
 
     Raises
     ------
@@ -80,27 +86,49 @@ def pool(workers: int, scheduler: str | None) -> Iterator[Pool]:
     if workers == 1 and not scheduler:
         yield HERE
         return
+    distributed = _distributed()
+    if not scheduler:
+        with local_cluster(workers) as cluster, distributed.Client(cluster) as client:
+            yield _of(client)
+        return
     try:
-        from dask import config
-        from distributed import Client, LocalCluster
+        client = distributed.Client(scheduler, timeout=float(os.environ.get(TIMEOUT, "10")))
+    except (OSError, ValueError) as error:
+        raise NoPoolError(f"no Dask scheduler answers at {scheduler} ({error})") from error
+    with client:
+        yield _of(client)
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[Any]:
+    """Provide a Dask cluster of so many processes on this machine, one thread each, and stop it afterwards.
+
+    Raises
+    ------
+    NoPoolError
+        If Dask is not installed.
+    """
+    distributed = _distributed()
+    from dask import config
+
+    # There is an HTTP server even without a dashboard; port 0 lets several clusters share a machine.
+    quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+    environment = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in MEMORY.items()}
+    with (
+        config.set(environment),
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **quiet) as cluster,
+    ):
+        yield cluster
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
     except ImportError:
         raise NoPoolError(
             "several workers need Dask; install it by pip install 'genie-bench[cluster]'"
         ) from None
-    if scheduler:
-        try:
-            client = Client(scheduler, timeout="10s")
-        except (OSError, ValueError) as error:
-            raise NoPoolError(f"no Dask scheduler answers at {scheduler} ({error})") from error
-        with client:
-            yield _of(client)
-        return
-    with (
-        config.set({f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in MEMORY.items()}),
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
-        yield _of(client)
+    return distributed
 
 
 def _of(client: Any) -> Pool:
