@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 
 from analysis.command.experiment import PLUGGED, REPORT, commands, experiments
 from analysis.command.run import main, start
 from analysis.methods import plugins
 from analysis.study.libraries import package_version
+from problems.console import UsageError
 
 SCRIPT = "genie-bench "
 
@@ -29,10 +31,17 @@ def script(argv: Sequence[str] | None = None, launcher: str = SCRIPT) -> int:
     if words[:1] == ["--version"]:
         print(package_version())
         return 0
+    if words[:1] == ["--plugin"]:  # files may come before the name of the command too
+        files = list(takewhile(lambda word: word.endswith(".py"), words[1:]))
+        words = [*words[1 + len(files) :], "--plugin", *files]
     plugins.installed()
-    for file in plugins.files_in(words):
-        plugins.from_file(file)
-    if not words or words[0] in ("-h", "--help"):
+    try:
+        for file in plugins.files_in(words):
+            plugins.from_file(file)
+    except UsageError as error:
+        print(f"{launcher.strip()}: {error}", file=sys.stderr)
+        return 2
+    if not words or words[0] in ("-h", "--help", "--plugin"):
         print(f"usage: {launcher}NAME ... (NAME --help says more)\n\n{listed(launcher)}")
         return 0
     name, *rest = words

@@ -79,17 +79,21 @@ def assert_order(
     Raises
     ------
     AssertionError
-        If a certificate fails; the message has the declared and the measured order.
+        If a certificate fails, could not be measured, or errors are no larger than rounding everywhere; the
+        message has the declared and the measured order.
     ValueError
         If the solver has no order that could be seen.
     """
-    found = certify(solver, problem, grids=[grid])
-    wrong = found[found["verdict"] == "FAIL"]
+    study = Study()
+    found = certify(solver, problem, grids=[grid], study=study)
     told = [
         f"{row['solver']} declares order {row['order']:g} and shows {row['slope']:.2f} "
         f"[{row['slope_low']:.2f}, {row['slope_high']:.2f}] ({row['form']} form, {row['kind']})"
-        for _, row in wrong.iterrows()
+        for _, row in found[found["verdict"] == "FAIL"].iterrows()
     ]
+    told += [f"on the {r.config['form']} form it could not be measured: {r.failure}" for r in study.failures]
+    if not (told or (found["verdict"] == "pass").any()):
+        told = ["all errors are those of rounding, so there is no slope"]
     if told:
         raise AssertionError("; ".join(told))
 

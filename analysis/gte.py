@@ -25,7 +25,17 @@ from analysis.measure.case import Case, case_of
 from analysis.measure.ends import ends
 from analysis.measure.rows import BUDGETS, Row, cost, plan, taken_whole, tariff
 from analysis.measure.statistics import Bootstrap, Interval, medians, share
-from analysis.methods import FORMS, GRIDS, METHODS, WHOLE, Grid, Method, chosen, crossed
+from analysis.methods import (
+    METHODS,
+    WHOLE,
+    Coordinates,
+    Grid,
+    Method,
+    chosen,
+    chosen_forms,
+    chosen_grids,
+    crossed,
+)
 from analysis.methods.table import Asked
 from analysis.show import plots, tables
 from analysis.show.factors import common, interval_of, reasons, titled, varying, wide, word
@@ -50,7 +60,7 @@ def end_points(
     nfe: Sequence[int] = BUDGETS,
     *,
     steps: Sequence[int] = (),
-    forms: Sequence[str] | None = None,
+    forms: Sequence[str | Coordinates] | None = None,
     grids: Sequence[str | Grid] = ("linear", "quadratic"),
     bill: str = "nfe",
     afs: str = "off",
@@ -69,7 +79,7 @@ def end_points(
     nfe, steps
         Budgets in score evaluations, or numbers of steps instead.
     forms
-        Names in ``FLOWS`` with which methods are crossed; None is each method's own.
+        Names in ``FLOWS``, or forms, with which methods are crossed; None is each method's own.
     grids
         Names in ``GRIDS``, or grids.
     bill
@@ -93,8 +103,8 @@ def end_points(
         If nothing can be measured, or a method cannot do what is asked for.
     """
     case = case_of(problem)
-    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
-    pairs = crossed(chosen(methods), None if forms is None else [FORMS[name] for name in forms], by_name)
+    on = None if forms is None else chosen_forms(forms)
+    pairs = crossed(chosen(methods), on, chosen_grids(grids))
     switches = {"by_steps": bool(steps), "bill": bill, "afs": afs, "denoise": denoise, "encode": encode}
     rows = plan(case.problem, pairs, steps or nfe, **switches)
     return tabulated(case, rows, study or Study(), "steps" if steps else "nfe")

@@ -41,7 +41,18 @@ from analysis.measure.orders import (
     obstacle,
     verdict,
 )
-from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Grid, Method, chosen, crossed
+from analysis.methods import (
+    FLOWS,
+    GRIDS,
+    METHODS,
+    Coordinates,
+    Grid,
+    Method,
+    chosen,
+    chosen_forms,
+    chosen_grids,
+    crossed,
+)
 from analysis.methods.table import Asked
 from analysis.show import plots, tables
 from analysis.show.published import CLAIMS
@@ -75,7 +86,7 @@ def certify(
     problem: Case | Problem | str | Path = "smooth",
     *,
     interval: tuple[float, float] = INTERVAL,
-    forms: Sequence[str] = FLOWS,
+    forms: Sequence[str | Coordinates] = FLOWS,
     grids: Sequence[str | Grid] = CERTIFIED_GRIDS,
     finest: int = 96,
     study: Study | None = None,
@@ -111,8 +122,7 @@ def certify(
     for name, method in chosen(methods).items():
         if reason := obstacle(method, case.problem):
             raise ValueError(f"{name} cannot be certified: {reason}")
-    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
-    pairs = crossed(chosen(methods), [FORMS[name] for name in forms], by_name)
+    pairs = crossed(chosen(methods), chosen_forms(forms), chosen_grids(grids))
     return certified(case, pairs, interval, finest, study or Study())
 
 

@@ -26,7 +26,17 @@ from analysis.measure.case import Case, case_of
 from analysis.measure.ends import ends
 from analysis.measure.rows import BUDGETS, Row, plan, tariff
 from analysis.measure.statistics import Bootstrap, Interval
-from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Grid, Method, chosen, crossed
+from analysis.methods import (
+    FLOWS,
+    METHODS,
+    Coordinates,
+    Grid,
+    Method,
+    chosen,
+    chosen_forms,
+    chosen_grids,
+    crossed,
+)
 from analysis.methods.table import Asked
 from analysis.show import plots, tables
 from analysis.study.cells import Study
@@ -67,7 +77,7 @@ def race(
     nfe: int | Sequence[int] = 10,
     methods: Asked | Sequence[Asked] | Mapping[str, Method] | None = None,
     *,
-    forms: Sequence[str] = FLOWS,
+    forms: Sequence[str | Coordinates] = FLOWS,
     grids: Sequence[str | Grid] = GRIDDED,
     bill: str = "cost",
     afs: str = "off",
@@ -104,9 +114,9 @@ def race(
         If nothing can race.
     """
     case = case_of(problem)
-    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
+    on, over = chosen_forms(forms), chosen_grids(grids)
     who = entrants(case.problem) if methods is None else chosen(methods)
-    pairs = crossed(who, [FORMS[name] for name in forms], by_name)
+    pairs = crossed(who, on, over)
     budgets = [nfe] if isinstance(nfe, int) else list(dict.fromkeys(nfe))
     tables = [
         raced(case, plan(case.problem, pairs, [budget], bill=bill, afs=afs), budget, study or Study())

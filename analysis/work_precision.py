@@ -25,7 +25,7 @@ from analysis.measure.case import Case, case_of
 from analysis.measure.ends import ends
 from analysis.measure.rows import BUDGETS, Row, cost, plan, tariff
 from analysis.measure.statistics import Bootstrap
-from analysis.methods import GRIDS, Grid, Method, chosen, crossed
+from analysis.methods import Grid, Method, chosen, chosen_grids, crossed
 from analysis.methods.table import Asked
 from analysis.show import plots, tables
 from analysis.study.cells import Cell, Result, Study
@@ -96,8 +96,7 @@ def work_and_error(
         If nothing can be measured.
     """
     case = case_of(problem)
-    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
-    rows = plan(case.problem, crossed(chosen(methods), None, by_name), nfe, bill=bill)
+    rows = plan(case.problem, crossed(chosen(methods), None, chosen_grids(grids)), nfe, bill=bill)
     return raced(case, rows, study or Study())
 
 

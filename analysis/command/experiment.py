@@ -124,8 +124,6 @@ class Experiment:
 PLUGGED: dict[str, Experiment] = {}
 """Experiments of plugins, by name."""
 
-extensible("experiments", PLUGGED, Experiment)
-
 
 def commands() -> list[str]:
     """Return the names of everything that ``python -m analysis.NAME`` runs."""
@@ -134,6 +132,8 @@ def commands() -> list[str]:
 
 
 _NO_COMMANDS = ("__main__", "api")
+
+extensible("experiments", PLUGGED, Experiment, commands)
 
 REPORT = "One page of all figures and tables in a folder of results."
 """What ``report`` does, in lists of commands."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from analysis.methods.plugins import extensible, importable, installed
+from analysis.methods.plugins import extensible, installed, of_package
 from problems import (
     VE,
     Gaussian,
@@ -44,6 +44,8 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 }
 """Every problem of the suite by the name it is called by."""
 
+_OWN = dict(PROBLEMS)
+
 extensible("problems", PROBLEMS)
 
 P = TypeVar("P", bound=Problem)
@@ -51,7 +53,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def opened(name: str) -> Problem:
-    """Return the problem of a name in ``PROBLEMS``, or that of a checkpoint, whose path ends in ``.safetensors``.
+    """Return the problem of a name in ``PROBLEMS``, or of a checkpoint, whose path ends in ``.safetensors``.
 
     Raises
     ------
@@ -70,7 +72,8 @@ def opened(name: str) -> Problem:
 
 def portable(name: str) -> bool:
     """Return whether another process can open a problem by its name."""
-    return name not in PROBLEMS or importable(PROBLEMS[name])
+    made = PROBLEMS.get(name)
+    return made is _OWN.get(name) or of_package("problems", name)
 
 
 @lru_cache(maxsize=8)

@@ -9,9 +9,9 @@ from analysis.methods.forms import FLOWS, FORMS, Coordinates
 from analysis.methods.grids import GRIDS, QUADRATIC, WHOLE, Grid, grid_of, striding
 from analysis.methods.method import Method, crossed
 from analysis.methods.plugins import extensible
-from analysis.methods.table import ALIASES, FAMILIES, METHODS, chosen
+from analysis.methods.table import ALIASES, FAMILIES, METHODS, chosen, chosen_forms, chosen_grids
 
-extensible("methods", METHODS, Method)
+extensible("methods", METHODS, Method, ALIASES.keys)
 extensible("forms", FORMS, Coordinates)
 extensible("grids", GRIDS, Grid)
 
@@ -28,6 +28,8 @@ __all__ = [
     "Grid",
     "Method",
     "chosen",
+    "chosen_forms",
+    "chosen_grids",
     "crossed",
     "grid_of",
     "striding",

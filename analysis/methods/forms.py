@@ -109,13 +109,17 @@ FORMS = {
         ),
         Coordinates(
             "analytic-ddpm",
-            lambda score, noise: UncertainLocalization(score, known(score.average_variance, "average"), noise),
+            lambda score, noise: UncertainLocalization(
+                score, known(score.average_variance, "average"), noise
+            ),
             random=True,
             limit="reverse SDE",
         ),
         Coordinates(
             "optimal-ddpm",
-            lambda score, noise: UncertainLocalization(score, known(score.posterior_variance, "exact"), noise),
+            lambda score, noise: UncertainLocalization(
+                score, known(score.posterior_variance, "exact"), noise
+            ),
             random=True,
             limit="reverse SDE",
         ),

@@ -1,55 +1,95 @@
 """Additions from outside: entry points of installed packages, and files named by ``--plugin``.
 
 A package declares entry points in the groups ``genie_bench.methods``, ``.problems``, ``.forms``, ``.grids``,
-``.features`` and ``.experiments``. The name of the entry is that of the method, problem and so on; its object is
-a ``Method``, a function that returns a ``Problem``, a ``Coordinates``, a ``Grid``, a function of a problem that
-returns ``Features``, or an ``Experiment``. A file has a dictionary ``GENIE_BENCH`` of the same groups, without the
-prefix, each a dictionary by name.
+``.features`` and ``.experiments``. The name of the entry is that of the method, problem and so on; its object
+is a ``Method``, a function that returns a ``Problem``, a ``Coordinates``, a ``Grid``, a function of a problem
+that returns ``Features``, or an ``Experiment``. A file has a dictionary ``GENIE_BENCH`` of the same groups,
+without the prefix, each a dictionary by name.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
+from problems import Model
 from problems.console import UsageError
 
 PREFIX = "genie_bench."
 FILE = "genie_bench_plugin_"
 """How the modules of files are called."""
 
-_TABLES: dict[str, tuple[dict[str, Any], type | None]] = {}
+
+class Group(NamedTuple):
+    """A table that can be added to.
+
+    Attributes
+    ----------
+    table
+        The table.
+    kind
+        The class of its values; None for functions.
+    taken
+        Returns names besides those in the table that nothing new may have.
+    """
+
+    table: dict[str, Any]
+    kind: type | None
+    taken: Callable[[], Collection[str]]
 
 
-def extensible(group: str, table: dict[str, Any], kind: type | None = None) -> None:
+class Loaded(NamedTuple):
+    """A file that was loaded: its text, and what it added, as groups and names."""
+
+    text: bytes
+    added: list[tuple[str, str]]
+
+
+_GROUPS: dict[str, Group] = {}
+_ASKED: set[str] = set()
+_INSTALLED: set[tuple[str, str]] = set()
+_FILES: dict[Path, Loaded] = {}
+
+
+def extensible(
+    group: str,
+    table: dict[str, Any],
+    kind: type | None = None,
+    taken: Callable[[], Collection[str]] = tuple,
+) -> None:
     """Let a table be added to from outside.
 
     Parameters
     ----------
     group
         The group of its entry points, without the prefix.
-    table
-        The table.
-    kind
-        The class of its values; None for functions.
+    table, kind, taken
+        See ``Group``.
     """
-    _TABLES[group] = table, kind
+    _GROUPS[group] = Group(table, kind, taken)
 
 
-@lru_cache(maxsize=1)
 def installed() -> None:
-    """Add what installed packages declare, once; what cannot be loaded is told of and left out."""
-    for group in _TABLES:
+    """Add what installed packages declare, once; what cannot be used is told of and left out."""
+    for group in [group for group in _GROUPS if group not in _ASKED]:
+        _ASKED.add(group)
         for entry in entry_points(group=PREFIX + group):
             try:
                 add(group, entry.name, entry.load())
-            except Exception as error:
-                print(f"plugin {entry.value} cannot be used: {error}", file=sys.stderr)
+                _INSTALLED.add((group, entry.name))
+            except (Exception, SystemExit) as error:
+                print(f"plugin {entry.value} cannot be used: {_told(error)}", file=sys.stderr)
+
+
+def of_package(group: str, name: str) -> bool:
+    """Return whether an installed package added an entry, so that other processes find it by its name."""
+    return (group, name) in _INSTALLED
 
 
 def add(group: str, name: str, value: Any) -> None:
@@ -58,59 +98,91 @@ def add(group: str, name: str, value: Any) -> None:
     Raises
     ------
     ValueError
-        If there is no such table, the entry is not of its kind, or the name is taken.
+        If there is no such table, the entry is not of its kind, or the name is taken or another inside.
     """
-    if group not in _TABLES:
-        raise ValueError(f"there is no group {group!r}; choose from {', '.join(_TABLES)}")
-    table, kind = _TABLES[group]
-    if not (isinstance(value, kind) if kind else callable(value)):
-        raise ValueError(f"{name!r} among the {group} is no {kind.__name__ if kind else 'function'}")
-    if table.get(name, value) is not value:
+    if group not in _GROUPS:
+        raise ValueError(f"there is no group {group!r}; choose from {', '.join(_GROUPS)}")
+    table, kind, taken = _GROUPS[group]
+    if not (isinstance(value, kind) if kind else callable(value) and not isinstance(value, Model)):
+        what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise ValueError(
+            f"{name!r} among the {group} is {what}, not a {kind.__name__ if kind else 'function'}"
+        )
+    if kind and getattr(value, "name", name) != name:
+        raise ValueError(f"{name!r} among the {group} calls itself {value.name!r}; give it one name")
+    if table.get(name, value) is not value or name in taken():
         raise ValueError(f"the name {name!r} is taken among the {group}; choose another")
     table[name] = value
 
 
 def from_file(path: Path) -> None:
-    """Add what a file lists in its ``GENIE_BENCH``.
+    """Add what a file lists in its ``GENIE_BENCH``; a file that has changed replaces what it added before.
 
     Raises
     ------
     UsageError
         If it cannot be used; the message says why.
     """
-    name = FILE + path.stem
-    if getattr(sys.modules.get(name), "__file__", None) == str(path):
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise UsageError(f"--plugin {path}: there is no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    file = path.resolve()
     try:
-        spec.loader.exec_module(module)
-        groups: Mapping[str, Mapping[str, Any]] = module.GENIE_BENCH
-        for group, entries in groups.items():
-            for entry, value in entries.items():
-                add(group, entry, value)
-    except Exception as error:
-        del sys.modules[name]
-        raise UsageError(f"--plugin {path} cannot be used: {type(error).__name__}: {error}") from error
+        text = file.read_bytes()
+    except OSError:
+        raise UsageError(f"--plugin {path}: there is no such file") from None
+    known = _FILES.get(file)
+    if known is not None and known.text == text:
+        return
+    _forget(file)
+    spec = importlib.util.spec_from_file_location(FILE + file.stem, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--plugin {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    _FILES[file] = Loaded(text, [])
+    try:
+        exec(compile(text, str(file), "exec"), module.__dict__)
+        for group, name, value in _listed(module):
+            add(group, name, value)
+            _FILES[file].added.append((group, name))
+    except (Exception, SystemExit) as error:
+        _forget(file)
+        del sys.modules[module.__name__]
+        raise UsageError(f"--plugin {path} cannot be used: {_told(error, file)}") from error
     _travels(module)
 
 
-def _travels(module: Any) -> None:
+def _listed(module: ModuleType) -> list[tuple[str, str, Any]]:
+    """Return the groups, names and values in the ``GENIE_BENCH`` of a module."""
+    groups = getattr(module, "GENIE_BENCH", None)
+    if not isinstance(groups, Mapping) or not all(isinstance(part, Mapping) for part in groups.values()):
+        raise ValueError('it lists nothing; write GENIE_BENCH = {"methods": {"name": METHOD}}')
+    return [(group, name, value) for group, part in groups.items() for name, value in part.items()]
+
+
+def _forget(file: Path) -> None:
+    """Take back what a file added."""
+    loaded = _FILES.pop(file, None)
+    for group, name in loaded.added if loaded else ():
+        _GROUPS[group].table.pop(name, None)
+
+
+def _told(error: BaseException, file: Path | None = None) -> str:
+    """Return what went wrong, in one line; of a mistake in a file also the line number."""
+    words = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ValueError) and traceback.extract_tb(error.__traceback__)[-1].filename == __file__:
+        return words
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
+    ]
+    return f"{type(error).__name__}: {words}" + (f" (line {lines[-1]})" if lines else "")
+
+
+def _travels(module: ModuleType) -> None:
     """Let workers have the module, which they cannot import, by value."""
     try:
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]
     except ImportError:  # then there are no workers either
         return
     cloudpickle.register_pickle_by_value(module)
-
-
-def importable(value: Callable[..., Any]) -> bool:
-    """Return whether another process can import a function, which it cannot from a file or a script."""
-    module = str(getattr(value, "__module__", ""))
-    return not module.startswith(FILE) and module not in ("", "__main__")
 
 
 def files_in(argv: Sequence[str]) -> list[Path]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import TypeVar
 
-from analysis.methods.forms import FORMS
-from analysis.methods.grids import GRIDS
+from analysis.methods.forms import FORMS, Coordinates
+from analysis.methods.grids import GRIDS, Grid
 from analysis.methods.method import Method
 from analysis.methods.plugins import installed
 from solvers import (
@@ -44,6 +45,7 @@ from solvers import (
     VariableIPNDM,
 )
 
+V = TypeVar("V")
 
 _B1, _B2 = Pairs(PlainLogSNR()), Pairs()
 
@@ -197,17 +199,46 @@ def chosen(methods: Asked | Sequence[Asked] | Mapping[str, Method]) -> dict[str,
     ValueError
         If there is no method of a name.
     """
+    installed()
     if isinstance(methods, Mapping):
         return dict(methods)
     several = [methods] if isinstance(methods, str | Method | Solver) else methods
     return dict(_named(method) for method in several)
 
 
+def chosen_forms(forms: Iterable[str | Coordinates]) -> list[Coordinates]:
+    """Return forms, given by their names in ``FORMS`` or themselves.
+
+    Raises
+    ------
+    ValueError
+        If there is no form of a name.
+    """
+    installed()
+    return [_found("form", FORMS, form) if isinstance(form, str) else form for form in forms]
+
+
+def chosen_grids(grids: Iterable[str | Grid]) -> list[Grid]:
+    """Return grids, given by their names in ``GRIDS`` or themselves.
+
+    Raises
+    ------
+    ValueError
+        If there is no grid of a name.
+    """
+    installed()
+    return [_found("grid", GRIDS, grid) if isinstance(grid, str) else grid for grid in grids]
+
+
+def _found(kind: str, table: Mapping[str, V], name: str) -> V:
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}; choose from {', '.join(table)}")
+    return table[name]
+
+
 def _named(asked: Asked) -> tuple[str, Method]:
     if isinstance(asked, str):
         name = ALIASES.get(asked, asked)
-        if name not in METHODS:
-            installed()
         if name not in METHODS:
             near = get_close_matches(name, METHODS, n=5)
             raise ValueError(f"unknown solver {asked!r}; did you mean {', '.join(near) or 'another one'}?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
@@ -151,8 +152,8 @@ class Study:
                 key = f"{NAMELESS}{number}"
                 nameless.add(str(reason))
             plan.append((key, cell))
-        for reason in sorted(nameless):
-            print(f"not kept in the store, as {reason}", file=sys.stderr)
+        for why in sorted(nameless):
+            print(f"not kept in the store, as {why}", file=sys.stderr)
         if self.store is not None and not self.fresh:
             for key, _ in plan:
                 arrays = None if key.startswith(NAMELESS) else self.store.read(key)
@@ -161,9 +162,12 @@ class Study:
         return plan, known
 
     def _submit(self, key: str, cell: Cell) -> Future[Any]:
-        if self.pool.elsewhere and not key.startswith(NAMELESS):
-            return self.pool.executor.submit(proven, key, cell.measure, cell.arguments)
-        return self.pool.executor.submit(cell.measure, **cell.arguments)
+        if not self.pool.elsewhere:
+            return self.pool.executor.submit(cell.measure, **cell.arguments)
+        import cloudpickle  # type: ignore[import-untyped]  # comes with Dask
+
+        # Dask itself would send what lies deep inside by name, and a worker that cannot read that dies.
+        return self.pool.executor.submit(sent, cloudpickle.dumps((key, cell.measure, cell.arguments)))
 
     def _keep(self, experiment: str, key: str, cell: Cell, found: Mapping[str, Any]) -> Arrays:
         arrays = {name: np.asarray(array, dtype=np.float64) for name, array in found.items()}
@@ -174,6 +178,24 @@ class Study:
 
 NAMELESS = "nameless "
 """Begins the key of a cell that cannot be kept."""
+
+
+def sent(cell: bytes) -> Mapping[str, Any]:
+    """Measure a cell that was sent to this worker: its key, its function and its arguments, pickled.
+
+    Raises
+    ------
+    ForeignCodeError
+        If the code is not here, or is not that under whose key the result will be kept.
+    """
+    try:
+        key, measure, arguments = pickle.loads(cell)
+    except (ImportError, AttributeError) as error:
+        raise ForeignCodeError(
+            f"a worker has not the code of this process ({error}); install the same packages there and start "
+            "the worker again"
+        ) from error
+    return measure(**arguments) if key.startswith(NAMELESS) else proven(key, measure, arguments)
 
 
 def proven(

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -168,7 +169,7 @@ def test_a_worker_with_other_code_measures_nothing(store):
     """Keys of the worker differ from those of the process that asks."""
 
     def answer(future, call):
-        key, measure, arguments = call.args
+        key, measure, arguments = pickle.loads(call.args[0])
         try:
             future.set_result(proven("0" + key[1:] if key[0] != "0" else "1" + key[1:], measure, arguments))
         except ForeignCodeError as error:
