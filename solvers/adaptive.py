@@ -28,7 +28,6 @@ class RK45(Adaptive):
         Relative and absolute tolerance; the paper's run has 1e-2 for both (Sec. 5.1).
     """
 
-    coupled = True
     rtol: float = 1e-2
     atol: float = 1e-2
 

@@ -154,14 +154,6 @@ class Solver(ABC):
         """Whether the method adds noise of its own."""
         return False
 
-    coupled = False
-    follows_sde = False
-
-    @property
-    def even_order(self) -> int:
-        """Stub."""
-        return self.order
-
     @abstractmethod
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Take one step.
