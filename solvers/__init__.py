@@ -1,4 +1,4 @@
-"""How it is solved: one abstract interface, one loop, and the methods, each a small stateless value."""
+"""Numerical methods for ODEs and SDEs: the interface ``Solver``, the loop ``march``, and the methods."""
 
 from solvers.adams import Adams
 from solvers.adaptive import RK45
@@ -6,7 +6,7 @@ from solvers.adaptive_sde import AdaptiveSDE
 from solvers.as_published import DPMSolver3M, VariableIPNDM
 from solvers.clock import Clock, Exact, Index, LogSNR, Own, Time
 from solvers.exponential import ExponentialTaylor
-from solvers.interface import Equation, LinearRule, Node, Past, Solver
+from solvers.interface import Equation, LinearRule, Node, Noisy, Past, Solver
 from solvers.march import State, final, march
 from solvers.per_trajectory import DormandPrince, TaylorSteps
 from solvers.predictor_corrector import Corrected, Pairs, PlainLogSNR
@@ -49,6 +49,7 @@ __all__ = [
     "Maruyama",
     "Midpoint",
     "Node",
+    "Noisy",
     "Own",
     "Pairs",
     "Past",

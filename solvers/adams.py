@@ -1,40 +1,41 @@
-"""Linear multistep methods: Adams–Bashforth, with derivatives, on any grid and any clock."""
+"""Linear multistep methods: Adams–Bashforth with any number of derivatives, on any grid and any clock."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from solvers.clock import Clock, Index, Own, as_float, hermite_weights
 from solvers.interface import Equation, LinearRule, Node, Past, Scalar, Solver, along
+from solvers.runge_kutta import RungeKutta
 
 
 @dataclass(frozen=True)
 class Adams(LinearRule):
     """The k-step explicit Adams method with p derivatives at each node, y ← y + Σⱼᵢ cⱼᵢ y⁽ⁱ⁺¹⁾(s_{n-j}).
 
-    The weights are those of the integrated Hermite interpolant through the last k nodes, computed for the
-    grid at hand. Adams(1, p) is Taylor(p); Adams(k) is Adams–Bashforth on a variable grid; Adams(2, 2) costs
-    per step what TTM-2 costs and has order 4. Other clocks give S-PNDM and F-PNDM (``Index``, started by
-    Heun or RK4), DPM-Solver++(2M) (``LogSNR`` on the data form) and DEIS (``Exact(Time())``).
+    The weights integrate the Hermite interpolant through the last k nodes, on the grid at hand. Adams(1, p)
+    is Taylor(p). Adams(k) is Adams–Bashforth on a variable grid. Adams(2, 2) has order 4 at the cost per
+    step of TTM-2. Other clocks give S-PNDM and F-PNDM (``Index``, started by Heun or RK4), DPM-Solver++(2M)
+    (``LogSNR`` on the data form) and DEIS (``Exact(Time())``).
 
     Parameters
     ----------
     k
         Number of nodes, the present one included.
     p
-        Derivatives used at each node.
+        Number of derivatives used at each node.
     clock
-        The variable in which the nodes are laid.
+        The variable in which the positions of the nodes are measured.
     start
-        The method for the first k - 1 steps; without one, the method with as many nodes as there are.
+        The method for the first k - 1 steps. Without one, they are taken with the nodes that there are.
 
     Raises
     ------
     ValueError
-        If k or p is not positive, or derivatives are to be used on a foreign clock.
+        If k or p is not positive, or if p > 1 on a clock other than ``Own()``.
     """
 
     k: int
@@ -50,46 +51,62 @@ class Adams(LinearRule):
 
     @property
     def order(self) -> int:
-        """k p where the clock allows it and the starting steps are accurate enough."""
+        """The least of k p, the limit of the clock, and the order of the error of the starting steps."""
         return min(self.local_order - 1, self.starting_order)
 
     @property
     def local_order(self) -> int:
-        """One more than k p where the clock allows it."""
+        """One more than k p, or one more than the limit of the clock where that is less."""
         return int(min(self.k * self.p, self.clock.limit)) + 1
 
     @property
     def starting_order(self) -> int:
-        """That of the starting method, or of the first step with a single node."""
+        """Order of the error of the worst step of the starting method; without one, of the first step."""
         if self.k == 1:
             return self.local_order
         return min(self.start.local_order, self.start.starting_order) if self.start else self.p + 1
 
     @property
     def rough_order(self) -> int:
-        """1 on the bare step index, where weights for equal steps are wrong by a constant factor."""
+        """1 on the bare step index with k > 1, whose weights do not fit unequal steps."""
         return 1 if isinstance(self.clock, Index) and self.k > 1 else self.order
 
     @property
+    def even_order(self) -> int:
+        """On the bare step index the order on ``Own()``, as the weights for equal steps are then exact.
+
+        The stages of a Runge–Kutta start count as placed in the equation's own variable too.
+        """
+        if not isinstance(self.clock, Index):
+            return self.order
+        start = replace(self.start, clock=Own()) if isinstance(self.start, RungeKutta) else self.start
+        return replace(self, clock=Own(), start=start).order
+
+    @property
     def reach(self) -> int:
-        """k - 1."""
+        """The k - 1 nodes before the present one."""
         return self.k - 1
 
+    @property
+    def coupled(self) -> bool:
+        """Whether the starting method couples the states of a batch."""
+        return self.start is not None and self.start.coupled
+
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
-        """Return the weights of the Hermite rule through the nodes, as they lie on the clock."""
+        """Return the weights of the Hermite rule whose nodes are measured on the clock."""
         c = hermite_weights(self.clock.measure(eq, s1, nodes, self.p * len(nodes)), self.p)
         h = s1 - nodes[0]
         return [[h ** (i + 1) * w for i, w in enumerate(row)] for row in c]
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
-        """Take one step; while the past is too short, with the starting method."""
+        """Take one step, with the starting method while the past is too short."""
         if len(past) < self.reach and self.start is not None:
             return self.start.step(eq, y, s0, s1, past)
         node = Node(s0, eq.jet(y, s0, self.p), y)
         nodes = (node, *past[: self.reach])
         weights = self.weights(eq, as_float(s1), [as_float(n.s) for n in nodes])
         for n, row in zip(nodes, weights, strict=True):
-            # A start may remember more derivatives than are used here, but not fewer.
+            # The nodes of the starting method may hold more derivatives than p, but not fewer.
             for derivative, weight in zip(n.jet[: self.p], row, strict=True):
                 y = along(y, weight, derivative)
         return y, node

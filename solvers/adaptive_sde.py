@@ -1,4 +1,4 @@
-"""The adaptive method for the reverse SDE, in which every sample takes steps of its own."""
+"""The adaptive method for the reverse SDE, in which every sample has steps of its own."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solvers.adaptive import Adaptive
-from solvers.interface import Equation, Node, Past, Scalar
+from solvers.adaptive import Adaptive, Values, accept, column, each_trajectory, require_longer
+from solvers.interface import Equation, Node, Noisy, Past, Scalar, noisy
 
 
 @dataclass(frozen=True)
 class AdaptiveSDE(Adaptive):
     """The adaptive solver of Jolicoeur-Martineau et al. (2021), Alg. 1, with the L2 norm and extrapolation.
 
-    With K₁ the increment of Euler–Maruyama from (y, s) and K₂ the same with the same noise from
-    (y + K₁, s + h), the state moves by ½ (K₁ + K₂), and ½ (K₂ - K₁) is the estimate of the error. A step is
-    accepted if the root mean square of its ratio to max(atol, rtol max(|y′|, |y + K₁|)), with y′ the last
-    Euler–Maruyama proposal that was accepted, is at most 1. Two evaluations for each attempt. The noise is
-    that of the interval on the sample's own path, so a rejected step is tried again on the same path. No path
-    is smooth, so rounding grows from step to step until it decides where the steps end: the same samples to
-    the last bit, or others that are as good.
+    K₁ is the increment of Euler–Maruyama from (y, s), and K₂ that from (y + K₁, s + h) with the same noise.
+    The state moves by ½ (K₁ + K₂); the error estimate is ½ (K₂ - K₁). A step is accepted if the root mean
+    square of the estimate divided by max(atol, rtol max(|y′|, |y + K₁|)) is at most 1, where y′ is the last
+    accepted Euler–Maruyama proposal. Every attempt costs two evaluations.
+
+    The noise of an attempt is the increment of the sample's Brownian path over the step, so a rejected step
+    is repeated on the same path. The path is not smooth, so differences of the size of rounding grow from
+    step to step until they change the step sizes. Results on different machines may therefore differ.
 
     Parameters
     ----------
     rtol, atol
-        Relative and absolute tolerance; the paper's runs have rtol from 0.01 to 0.5 and atol = 1/128 for data
-        in [-1, 1].
+        Relative and absolute tolerance; in the paper's runs rtol is 0.01 to 0.5 and atol = 1/128 for data in
+        [-1, 1].
     first
-        The first step, as a part of the whole.
+        The first step, as a fraction of the interval.
 
     Raises
     ------
@@ -45,10 +46,7 @@ class AdaptiveSDE(Adaptive):
         if not (self.rtol > 0.0 and self.atol > 0.0 and self.first > 0.0):
             raise ValueError(f"needs positive tolerances and first step, not {self}")
 
-    @property
-    def order(self) -> int:
-        """1, in the weak sense."""
-        return 1
+    order = 1
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Integrate from s0 to s1 in as many steps as each sample needs.
@@ -58,20 +56,18 @@ class AdaptiveSDE(Adaptive):
         ArithmeticError
             If the steps shrink to nothing.
         """
-        start, stop, n = float(s0), float(s1), len(y)
+        start, stop = float(s0), float(s1)
         ahead = 1.0 if stop >= start else -1.0
-        ends, slope = torch.empty_like(y), None
-        index = torch.arange(n, device=y.device)
-        s = torch.full((n, *(1 for _ in y.shape[1:])), start, dtype=torch.float64, device=y.device)
-        h = torch.full_like(s, self.first * abs(stop - start))
-        x = before = y
-        while len(index):
-            part = eq.part(index, n)
-            # A remainder that rounding leaves is no step of its own.
+        first: list[Tensor] = []
+
+        def attempt(part: Noisy, _: Tensor, values: Values) -> tuple[Values, Tensor]:
+            x, before, s, h = values
+            # A remainder of the size of rounding is part of the last step.
             finishing = h >= ahead * (stop - s) * (1.0 - 1e-9)
             following = torch.where(finishing, stop, s + ahead * h)
             drift = part.jet(x, s)[0]
-            slope = drift if slope is None else slope
+            if not first:
+                first.append(drift)
             step = following - s
             noise = part.normal(x, s, following)
             euler = x + _increment(part, drift, noise, s, step)
@@ -81,19 +77,17 @@ class AdaptiveSDE(Adaptive):
             error = ratio.flatten(1).square().mean(1).sqrt().double().reshape(s.shape)
             accepted = error <= 1.0
             h = step.abs() * 0.9 * error.clamp(min=1e-6) ** -0.9
-            if not bool((h > 1e-12 * abs(stop - start)).all()):
-                raise ArithmeticError("the steps of the adaptive SDE solver shrink to nothing")
-            x = torch.where(accepted, 0.5 * (euler + improved), x)
-            before = torch.where(accepted, euler, before)
-            s = torch.where(accepted, following, s)
-            done = (accepted & finishing).flatten()
-            ends[index[done]] = x[done]
-            going = ~done
-            x, before, s, h, index = (v[going] for v in (x, before, s, h, index))
-        return ends, Node(s0, () if slope is None else (slope,), y)
+            require_longer(h, 1e-12 * abs(stop - start), s)
+            new, old = (0.5 * (euler + improved), euler, following), (x, before, s)
+            x, before, s = accept(accepted, new, old)
+            return (x, before, s, h), (accepted & finishing).flatten()
+
+        s = column(torch.full((len(y),), start, dtype=torch.float64, device=y.device), y)
+        h = torch.full_like(s, self.first * abs(stop - start))
+        return each_trajectory(noisy(eq), attempt, (y, y, s, h)), Node(s0, tuple(first), y)
 
 
-def _increment(eq: Equation, drift: Tensor, noise: Tensor, s: Tensor, step: Tensor) -> Tensor:
-    """Return the increment of Euler–Maruyama with given noise."""
+def _increment(eq: Noisy, drift: Tensor, noise: Tensor, s: Tensor, step: Tensor) -> Tensor:
+    """Return the increment of Euler–Maruyama, h f + g √|h| z, for given drift f and noise z."""
     amplitude = torch.as_tensor(eq.spread(s)) * step.abs().sqrt()
     return step.to(drift) * drift + amplitude.to(drift) * noise

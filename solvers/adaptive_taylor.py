@@ -1,4 +1,4 @@
-"""An adaptive Taylor method in which every trajectory takes steps of its own: the source of references."""
+"""An adaptive Taylor method with steps for each trajectory, which computes reference solutions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from solvers.adaptive import Values, column, each_trajectory, require_longer
 from solvers.interface import Equation
 
 
@@ -21,9 +22,9 @@ class Paths(NamedTuple):
     states
         Shape (len(places), N, *event).
     narrowest
-        Shape (N,): the shortest step of each trajectory, in proportion to the size of the solution there.
-        Steps are short where a singularity in the complex plane is near, and there small differences grow:
-        the trajectories with the narrowest steps are those on which errors are to be expected.
+        Shape (N,): the smallest step of each trajectory relative to the size of the solution there. Steps are
+        small near a singularity in the complex plane, where small differences grow, so the largest errors are
+        expected on the trajectories with the smallest values.
     """
 
     states: Tensor
@@ -34,9 +35,10 @@ class Paths(NamedTuple):
 class AdaptiveTaylor:
     """The Taylor method of a fixed high order, with steps for each trajectory (Jorba & Zou 2005).
 
-    The radius of convergence is estimated from the last three terms of the series, of which one or two can
-    be small by chance, and a step is the fraction of it at which the last term is within the tolerance. The
-    series is the solution over the whole step, so output at any number of places is nearly free.
+    The radius of convergence is the smallest of three estimates, from the last three terms of the series, as
+    one or two of these terms can be small by chance. The step size is the fraction of the radius at which the
+    last term is within the tolerance. The series is the solution over the whole step, so output at any
+    number of places costs little.
 
     Parameters
     ----------
@@ -45,9 +47,9 @@ class AdaptiveTaylor:
     tolerance
         Bound on the last term of a step, relative to the size of the solution or 1, whichever is greater.
     longest
-        Longest step, in proportion to |s|. No series foretells what a term like exp(-s²) will come to, where
-        it and all its derivatives are less than rounding: whoever comes from there has to look often enough.
-        A path with this bound does not cross s = 0.
+        Largest step size relative to |s|. A term like exp(-s²) and all its derivatives are below rounding at
+        large |s|, so the series does not contain it there; short steps find it where it begins to matter. A
+        path with this bound does not cross s = 0.
 
     Raises
     ------
@@ -97,36 +99,35 @@ class AdaptiveTaylor:
         states = y.new_empty(len(places), *y.shape)
         states[0] = y
         narrowest = y.new_full((len(y),), math.inf, dtype=torch.float64)
-        index = torch.arange(len(y) if len(places) > 1 else 0, device=y.device)
-        s, part = outputs[0].expand(len(index)), eq
-        column = (-1, *(1 for _ in y.shape[1:]))
-        while len(index):
-            jet = part.jet(y, s.reshape(column), self.order)
+
+        def attempt(part: Equation, index: Tensor, values: Values) -> tuple[Values, Tensor]:
+            y, s = values
+            jet = part.jet(y, column(s, y), self.order)
             size = _size(y).clamp(min=1.0)
             step = self._step(jet, size)
             if self.longest < math.inf:
                 step = torch.minimum(step, self.longest * s.abs())
-            if not bool((step > 1e-14 * s.abs()).all()):
-                raise ArithmeticError(f"the steps shrink to nothing at s = {s[step.argmin()].item():.6g}")
+            require_longer(step, 1e-14 * s.abs(), s)
             narrowest[index] = torch.minimum(narrowest[index], step / size)
             finishing = step >= ahead * (end - s)
             following = torch.where(finishing, end, s + ahead * step)
+            # Entry j of rows and which: row rows[j] passes the output place which[j] in this step.
             first = torch.searchsorted(milestones, ahead * s, right=True)
             count = torch.searchsorted(milestones, ahead * following, right=True) - first
             if bool(count.any()):
-                who = torch.arange(len(index), device=y.device).repeat_interleave(count)
-                which = first[who] + torch.arange(len(who), device=y.device) - (count.cumsum(0) - count)[who]
-                at = (outputs[which] - s[who]).reshape(column)
-                states[which, index[who]] = _taylor(y[who], [d[who] for d in jet], at)
-            if bool(finishing.any()):
-                going = (~finishing).nonzero()[:, 0]
-                y, jet, index = y[going], tuple(d[going] for d in jet), index[going]
-                s, following, part = s[going], following[going], eq.part(index, len(states[0]))
-            y, s = _taylor(y, jet, (following - s).reshape(column)), following
+                rows = torch.arange(len(index), device=y.device).repeat_interleave(count)
+                within = torch.arange(len(rows), device=y.device) - (count.cumsum(0) - count)[rows]
+                which = first[rows] + within
+                at = column(outputs[which] - s[rows], y)
+                states[which, index[rows]] = _taylor(y[rows], [d[rows] for d in jet], at)
+            return (_taylor(y, jet, column(following - s, y)), following), finishing
+
+        if len(places) > 1:
+            each_trajectory(eq, attempt, (y, outputs[0].expand(len(y))))
         return Paths(states, narrowest)
 
     def _step(self, jet: tuple[Tensor, ...], size: Tensor) -> Tensor:
-        """Return the length of the next step: the least radius of convergence, times tolerance^(1/p)."""
+        """Return the next step sizes: the least radius of convergence times tolerance^(1/p), shape (n,)."""
         radii = [
             (size * float(math.factorial(k)) / _size(jet[k - 1])).pow(1.0 / k)
             for k in range(self.order - 2, self.order + 1)

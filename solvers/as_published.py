@@ -1,6 +1,6 @@
-"""Multistep rules in circulation whose weights are not those that their derivation gives.
+"""Multistep rules whose published weights differ from those of their derivation.
 
-Users run them, so they are here as they are published; the exact rules are ``Adams``.
+They are in use, so they are implemented as published. The rules of the derivations are ``Adams``.
 """
 
 from __future__ import annotations
@@ -18,23 +18,20 @@ from solvers.interface import Equation, Solver
 class DPMSolver3M(Adams):
     """The multistep DPM-Solver-3; on the data form DPM-Solver++(3M).
 
-    Its authors' code, and what was made of it, has x ← … - σ φ₃ D₂ with D₂ the second divided difference in
-    λ, which stands for m″/2, beside a φ₃ that belongs to m″. So the quadratic term is taken half, an error of
-    h³ m″/12 in each step, and the order is 2 instead of 3. ``Adams(3, clock=Exact(LogSNR()))`` is the
-    rule that was meant.
+    The authors' code and its descendants have x ← … - σ φ₃ D₂, where D₂ is the second divided difference in
+    λ, which approximates m″/2. The φ₃ there belongs to m″, so half of the quadratic term is missing. The
+    error is h³ m″/12 per step, and the order is 2 instead of 3. ``Adams(3, clock=Exact(LogSNR()))`` is the
+    rule of the derivation.
     """
 
     k: int = 3
     clock: Clock = Exact(LogSNR())
     start: Solver | None = Adams(2, clock=LogSNR())
 
-    @property
-    def local_order(self) -> int:
-        """3."""
-        return 3
+    local_order = 3
 
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
-        """Return the exact weights, less half the second moment times the second divided difference."""
+        """Return the exact weights minus half the second moment times the second divided difference."""
         rows = super().weights(eq, s1, nodes)
         measure = self.clock.measure(eq, s1, nodes, 3)
         half = 0.5 * (s1 - nodes[0])
@@ -49,27 +46,24 @@ class VariableIPNDM(Adams):
     """iPNDM_v, "the variable-step version of the Adams–Bashforth methods", of the diff-sampler repository.
 
     Its weights are those of AB2, plus temp₁ times the second and temp₂ times the third difference of the
-    slopes. Both factors and the third difference are misprinted: temp₁ has a bracket in the wrong place;
-    temp₂ has the same one and a + for a -, which makes 11/24 of 9/24 on equal steps; the last coefficient has
-    h₁/h₂ for h₂/h₃, so that the weights do not even sum to 1 unless the ratios of steps are equal. On a
-    smooth family of grids the ratios are so up to O(h²), and order 2 is left; where steps stay unequal, none.
-    ``Adams(4)`` is the rule that was meant.
+    slopes. Three expressions are misprinted:
+
+    - temp₁ has a bracket in the wrong place.
+    - temp₂ has the same misplaced bracket, and a + for a -. On equal steps it is 11/24 instead of 9/24.
+    - The last coefficient of the third difference has h₁/h₂ for h₂/h₃, so the weights sum to 1 only if the
+      ratios of steps are equal.
+
+    On a smooth family of grids the ratios are equal up to O(h²), and the order is 2. Where steps stay unequal
+    the method does not converge. ``Adams(4)`` is the rule of the derivation.
     """
 
     k: int = 4
 
-    @property
-    def local_order(self) -> int:
-        """3."""
-        return 3
-
-    @property
-    def rough_order(self) -> int:
-        """0."""
-        return 0
+    local_order = 3
+    rough_order = 0
 
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
-        """Return the published weights; those for one and two nodes are right."""
+        """Return the published weights; for one and two nodes they are those of ``Adams``."""
         if len(nodes) < 3:
             return super().weights(eq, s1, nodes)
         h, h1, h2, *more = (b - a for b, a in pairwise((s1, *nodes)))

@@ -1,10 +1,10 @@
-"""The noun *clock*: in which variable does a method believe its steps to be laid?
+"""The noun *clock*: in which variable are the nodes of a method placed?
 
-A method built on the places of its nodes may read those places on a clock other than the variable s of the
-equation. It then either believes that clock wholly, as if it were the variable of integration (constant
-Adams weights on any grid in PNDM; log-SNR in DPM-Solver), which limits it to second order, or it only
-extrapolates in it and integrates over s exactly (DEIS), which does not. Both are the same computation of
-weights with another measure.
+The weights of a method depend on the positions of its nodes. These may be measured in a variable other than
+the variable s of the equation, on a foreign clock. There are two ways to use one. A method may integrate over
+the clock as if it were s: constant Adams weights on any grid in PNDM, the log-SNR in DPM-Solver. This limits
+it to second order. Or it may extrapolate in the clock and integrate over s exactly (DEIS), which does not
+limit the order. Both are one computation of weights with different measures.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ def gauss(n: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _uniform(data: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the rule for the uniform measure of a step, exact for polynomials through ``data`` data."""
+    """Return Gauss's rule on [0, 1] that is exact for the interpolating polynomial of ``data`` data."""
     return gauss(data // 2 + 1)
 
 
 class Measure(NamedTuple):
-    """A quadrature rule for one step: Σ weights·q(places) stands for the mean of q over the step in s.
+    """A quadrature rule for one step: Σ weights·q(places) approximates the mean of q over the step in s.
 
     Attributes
     ----------
     places
-        Readings of the clock at the quadrature points, as fractions of the step (0 at s0, 1 at s1).
+        Readings of the clock at the quadrature points, as fractions of the step: 0 at s0, 1 at s1.
     weights
-        Weights, which sum to 1.
+        Quadrature weights, which sum to 1.
     nodes
-        Readings of the clock at s0 and at the nodes before it, in the same fractions: 0, then the past.
+        Readings of the clock at s0 and at the nodes before it, in the same fractions; the first is 0.
     """
 
     places: tuple[float, ...]
@@ -53,12 +53,12 @@ class Measure(NamedTuple):
 
 
 class Clock(ABC):
-    """A variable in which the nodes of a multistep method are laid."""
+    """A variable in which the positions of the nodes of a method are measured."""
 
     @property
     @abstractmethod
     def limit(self) -> float:
-        """The highest order that a method can keep on this clock, on a smooth family of grids."""
+        """The highest order of convergence on this clock, on a smooth family of grids."""
 
     @abstractmethod
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
@@ -67,32 +67,31 @@ class Clock(ABC):
         Parameters
         ----------
         eq
-            The equation, which knows the way from s to the clock.
+            The equation, which relates s to the clock.
         s1
             End of the step.
         nodes
-            Its begin and the places before it, newest first.
+            Beginning of the step and the places before it, newest first.
         data
-            Number of data to interpolate.
+            Number of data to interpolate: nodes times derivatives.
         """
 
 
 @dataclass(frozen=True)
 class Index(Clock):
-    """The bare step index: steps are believed equal, so the weights are constant (PNDM, iPNDM)."""
+    """The bare step index: all steps are treated as equal, so the weights are constant (PNDM, iPNDM)."""
 
-    @property
-    def limit(self) -> float:
-        """2."""
-        return 2
+    limit = 2
 
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
-        """Equal steps, whatever the grid."""
+        """Return the measure of equal steps, whatever the grid."""
         return Measure(*_uniform(data), tuple(-float(j) for j in range(len(nodes))))
 
 
 class Variable(Clock):
-    """A clock that is a smooth function of s, so that places between two of its readings exist."""
+    """A clock whose reading is a smooth, monotone function of s."""
+
+    limit: float = 2
 
     @abstractmethod
     def read(self, eq: Equation, s: float) -> float:
@@ -102,30 +101,22 @@ class Variable(Clock):
     def place(self, eq: Equation, reading: float) -> float:
         """Return the s at which the clock shows ``reading``."""
 
-    @property
-    def limit(self) -> float:
-        """2."""
-        return 2
-
     def between(self, eq: Equation, s0: Scalar, s1: Scalar, fraction: float) -> Scalar:
-        """Return the s that lies ``fraction`` of the step from s0 to s1 on this clock."""
+        """Return the s whose reading is at ``fraction`` of the way from that of s0 to that of s1."""
         u0, u1 = self.read(eq, as_float(s0)), self.read(eq, as_float(s1))
         return self.place(eq, u0 + fraction * (u1 - u0))
 
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
-        """Integrate over the clock as if it were s."""
+        """Return the measure that is uniform in the clock, as if it were s."""
         u0, length = self.read(eq, nodes[0]), self.read(eq, s1) - self.read(eq, nodes[0])
         return Measure(*_uniform(data), tuple((self.read(eq, s) - u0) / length for s in nodes))
 
 
 @dataclass(frozen=True)
 class Own(Variable):
-    """The variable of the equation itself: the textbook's choice, no belief needed."""
+    """The variable s of the equation itself, as in textbooks; the order is not limited."""
 
-    @property
-    def limit(self) -> float:
-        """Unlimited."""
-        return math.inf
+    limit = math.inf
 
     def read(self, eq: Equation, s: float) -> float:
         """Return s."""
@@ -164,7 +155,7 @@ class LogSNR(Variable):
 
 @dataclass(frozen=True)
 class Exact(Variable):
-    """Extrapolate in another clock, but integrate over s exactly (DEIS, Zhang & Chen 2023): full order.
+    """Extrapolation in another clock, integration over s (DEIS, Zhang & Chen 2023); no limit on the order.
 
     Parameters
     ----------
@@ -174,21 +165,18 @@ class Exact(Variable):
 
     clock: Variable
 
-    @property
-    def limit(self) -> float:
-        """Unlimited."""
-        return math.inf
+    limit = math.inf
 
     def read(self, eq: Equation, s: float) -> float:
-        """Return the reading of that clock."""
+        """Return the reading of the other clock."""
         return self.clock.read(eq, s)
 
     def place(self, eq: Equation, reading: float) -> float:
-        """Return the s at which that clock shows ``reading``."""
+        """Return the s at which the other clock shows ``reading``."""
         return self.clock.place(eq, reading)
 
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
-        """Quadrature over log s (over s where the step reaches 0 or below), read on the clock."""
+        """Return Gauss's rule over log s, or over s if the step reaches s ≤ 0, read on the clock."""
         s0, (fractions, shares) = nodes[0], gauss(48)
         if min(s0, s1) > 0.0:
             ratio = math.log(s1 / s0)
@@ -206,21 +194,21 @@ class Exact(Variable):
 
 @lru_cache(maxsize=4096)
 def hermite_weights(measure: Measure, derivatives: int) -> tuple[tuple[float, ...], ...]:
-    """Return the weights of the rule that takes the mean of the Hermite interpolant of the past over a step.
+    """Return the weights of the rule that gives the mean over a step of the Hermite interpolant of the past.
 
     The interpolant matches a function and its first ``derivatives`` - 1 derivatives (on the clock, in
-    fractions of the step) at every node. It is written in Newton's form with repeated nodes, so the weights
-    are the moments of the Newton polynomials times the divided differences of unit data, which stays
-    accurate on grids of any ratio, where a Vandermonde system would not.
+    fractions of the step) at every node. In Newton's form with repeated nodes the weights are the moments of
+    the Newton polynomials times the divided differences of unit data. Unlike a Vandermonde system this is
+    accurate on grids of any ratio.
 
     Returns
     -------
-    One row per node: the weights of the value and of the derivatives there.
+    One row per node: the weights of the value and of the derivatives at the node.
     """
     p = derivatives
     z = [node for node in measure.nodes for _ in range(p)]
     n = len(z)
-    # In pass d, differences[m] is f[z_m, …, z_{m+d}] as a linear function of the data, node by node.
+    # In pass d, differences[m] holds the coefficients of f[z_m, …, z_{m+d}] as a linear function of the data.
     differences = [[1.0 if i == m // p * p else 0.0 for i in range(n)] for m in range(n)]
     weights = [0.0] * n
     basis: Sequence[float] = measure.weights
@@ -241,5 +229,5 @@ def hermite_weights(measure: Measure, derivatives: int) -> tuple[tuple[float, ..
 
 
 def as_float(s: Scalar) -> float:
-    """Return a place as a float; a batch of places has no single set of weights."""
+    """Return a place as a float; a tensor must have one entry, as weights belong to one set of places."""
     return float(s.item()) if isinstance(s, Tensor) else s

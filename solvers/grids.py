@@ -1,7 +1,7 @@
-"""The noun *grid*: where does a solver stop? Functions that return float64 times, from ``start`` to ``stop``.
+"""The noun *grid*: at which times does a solver stop?
 
-Encoding is the same grid reversed (``times.flip(0)``). The grid is a factor of its own: any grid goes with
-any solver.
+Each function returns float64 times from ``start`` to ``stop``, shape (steps + 1,). The grid of encoding is
+the same reversed, ``times.flip(0)``. Any grid can be used with any solver.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _ramp(steps: int, a: float, b: float) -> Tensor:
 
 
 def _ends(times: Tensor, start: float, stop: float) -> Tensor:
-    """Put the two end points in exactly."""
+    """Set the first and last time exactly, in place."""
     times[0], times[-1] = start, stop
     return times
 
@@ -36,13 +36,13 @@ def power(steps: int, rho: float = 2.0, start: float = 1.0, stop: float = 1e-3) 
     steps
         N, at least 1.
     rho
-        1 is linear striding, 2 quadratic (the paper's choice); Table 7 also has 1.5 and 2.5.
+        ρ: 1 is linear striding, 2 quadratic striding (the paper's choice); Table 7 also has 1.5 and 2.5.
     start, stop
         First and last time.
 
     Returns
     -------
-    Tensor of N + 1 float64 times.
+    N + 1 float64 times.
     """
     return _ends(_ramp(steps, start ** (1.0 / rho), stop ** (1.0 / rho)) ** rho, start, stop)
 
@@ -71,7 +71,7 @@ def edm(steps: int, schedule: Schedule, rho: float = 7.0, start: float = 1.0, st
     schedule
         The noise schedule.
     rho
-        7 in the paper.
+        ρ; 7 in the paper.
     """
     a, b = schedule.gamma(start) ** (1.0 / rho), schedule.gamma(stop) ** (1.0 / rho)
     return _ends(schedule.time(_ramp(steps, a, b) ** rho), start, stop)
@@ -80,8 +80,8 @@ def edm(steps: int, schedule: Schedule, rho: float = 7.0, start: float = 1.0, st
 def cosine(steps: int, schedule: Schedule, start: float = 1.0, stop: float = 1e-3) -> Tensor:
     """Return times at which the angle arctan γ is equally spaced.
 
-    The angle is the time of the cosine schedule without offset, α = cos(πτ/2) (Nichol & Dhariwal 2021;
-    Salimans & Ho 2022), so these are its equal steps on any schedule.
+    The angle is πτ/2 with τ the time of the cosine schedule without offset, α = cos(πτ/2) (Nichol & Dhariwal
+    2021; Salimans & Ho 2022). The steps are equal in τ, whatever the schedule.
 
     Parameters
     ----------
@@ -97,10 +97,10 @@ def cosine(steps: int, schedule: Schedule, start: float = 1.0, stop: float = 1e-
 def sigmoid(
     steps: int, schedule: Schedule, reach: float = 3.0, start: float = 1.0, stop: float = 1e-3
 ) -> Tensor:
-    """Return the equal steps of the sigmoid schedule (Jabri et al. 2022; Chen 2023) on any schedule.
+    """Return times that are equally spaced on the sigmoid schedule (Jabri et al. 2022; Chen 2023).
 
-    Its variance 1 - ᾱ is the logistic function on [-reach, reach], brought to run from 0 to 1; here the
-    argument of the logistic function is equally spaced, with 1 - ᾱ = γ²/(1 + γ²).
+    On that schedule the variance 1 - ᾱ = γ²/(1 + γ²) is the logistic function on [-reach, reach], rescaled
+    to run from 0 to 1. The argument of the logistic function is equally spaced, whatever the schedule.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def sigmoid(
     schedule
         The noise schedule.
     reach
-        End of the interval, at temperature 1; 3 in both papers.
+        End of the interval of the argument, at temperature 1; 3 in both papers.
     """
     low, high = (1.0 / (1.0 + math.exp(end)) for end in (reach, -reach))
 
@@ -123,19 +123,21 @@ def sigmoid(
 
 
 def listed(times: Sequence[float], steps: int, start: float = 1.0, stop: float = 1e-3) -> Tensor:
-    """Return given times.
+    """Return given times as a grid.
 
     Parameters
     ----------
     times
-        The times.
-    steps, start, stop
-        What they must be a grid of.
+        The times, steps + 1 of them.
+    steps
+        Number of steps.
+    start, stop
+        First and last time; those given may deviate by a relative 1e-3 and are replaced.
 
     Raises
     ------
     ValueError
-        If they are not.
+        If the number of times or their ends do not match.
     """
     if len(times) != steps + 1:
         raise ValueError(
@@ -147,17 +149,17 @@ def listed(times: Sequence[float], steps: int, start: float = 1.0, stop: float =
 
 
 def alternating(steps: int, ratio: float = 2.0, start: float = 1.0, stop: float = 1e-3) -> Tensor:
-    """Return times whose steps alternate in size, long and short, however many there are.
+    """Return times whose steps alternate between long and short.
 
-    Not a smooth family: neighbouring steps never become equal, which the constant weights of a multistep
-    method do not survive.
+    The family is not smooth: neighbouring steps stay unequal under refinement, and multistep methods with
+    constant weights lose their order.
 
     Parameters
     ----------
     steps, start, stop
         As in ``power``.
     ratio
-        Of a long step to a short one.
+        Ratio of a long step to a short one.
     """
     short = torch.arange(steps, dtype=torch.float64) % 2
     sizes = ratio * (1.0 - short) + short

@@ -1,28 +1,29 @@
-"""The one interface: a solver asks an equation for the derivatives of its solution at a point, a jet.
+"""The interface between solvers and equations: a solver asks an equation for a jet.
 
-Everything else (coordinates, network, how derivatives are got, guidance, the bill) is behind that question,
-so this module, and with it every solver, knows nothing of diffusion models beyond a noise schedule.
+A jet is the tuple of derivatives of the solution at a point. Coordinates, network, computation of the
+derivatives, guidance and bill are behind that question, so no solver knows more of a diffusion model than its
+noise schedule. A stochastic solver also asks for random numbers; see ``Noisy``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor
 
 Scalar = float | Tensor
-"""A real number, or a tensor of them (one per trajectory) that broadcasts against the states."""
+"""A real number, or a tensor with one number for each trajectory that broadcasts against the states."""
 
 
 class Schedule(Protocol):
-    """What grids, clocks and methods that add noise need to know of a noise schedule."""
+    """The part of a noise schedule that grids, clocks and stochastic methods use."""
 
     @property
     def start(self) -> float:
-        """The time at which sampling starts, beyond which the model is not known."""
+        """The time at which sampling starts; the model is not evaluated beyond it."""
 
     def alpha(self, t: Any) -> Any:
         """Return the signal coefficient α at time t."""
@@ -35,36 +36,24 @@ class Schedule(Protocol):
 
 
 class Equation(Protocol):
-    """A differential equation dy/ds = f(y, s), plus noise if it is a stochastic one."""
+    """A differential equation dy/ds = f(y, s), the drift of a stochastic one included."""
 
     @property
     def schedule(self) -> Schedule:
-        """The noise schedule behind the equation."""
+        """The noise schedule of the model."""
 
     @property
     def spent(self) -> Any:
-        """The bill so far; has a field ``nfe``."""
+        """The bill so far; its field ``nfe`` is the number of score evaluations per sample."""
 
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
-        """Return (f, df/ds, …), ``order`` entries: the derivatives of the solution through (y, s)."""
+        """Return (f, df/ds, …), the first ``order`` derivatives of the solution through (y, s)."""
 
     def eps(self, y: Tensor, s: Scalar) -> Tensor:
-        """Return the noise ε that the model sees in the state."""
-
-    def spread(self, s: Scalar) -> Scalar:
-        """Return g(s), with which a Brownian path in s enters y; zero for an ODE."""
-
-    def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return the noise g(s0) √|s1 - s0| z that the equation adds to y over [s0, s1]; zero for an ODE."""
-
-    def normal(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return standard normal numbers of the interval [s0, s1], increments of a Brownian path."""
-
-    def fresh(self, y: Tensor, s: Scalar, stream: int = 1) -> Tensor:
-        """Return standard normal numbers of a place, independent of the path and of other streams."""
+        """Return the noise ε that the model predicts for the state y."""
 
     def part(self, rows: Tensor, of: int) -> Self:
-        """Return the equation of some states of a batch of ``of``, billed in proportion."""
+        """Return the equation of the states ``rows`` of a batch of ``of``, billed in proportion."""
 
     def s(self, t: Any) -> Any:
         """Return the independent variable at time t."""
@@ -79,18 +68,46 @@ class Equation(Protocol):
         """Return the state x whose coordinates at time t are y."""
 
 
+class Noisy(Equation, Protocol):
+    """An equation with a source of noise, as a stochastic method needs it; see ``noisy``."""
+
+    def spread(self, s: Scalar) -> Scalar:
+        """Return g(s) of dy = f ds + g dW; zero if the equation itself has no noise."""
+
+    def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return the noise g(s0) √|s1 - s0| z that the equation adds to y over [s0, s1]."""
+
+    def normal(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
+        """Return z, of the shape of y: the normalised increment of a Brownian path over [s0, s1]."""
+
+    def fresh(self, y: Tensor, s: Scalar, stream: int = 1) -> Tensor:
+        """Return standard normal numbers of the place s, independent of the path and of other streams."""
+
+
+def noisy(eq: Equation) -> Noisy:
+    """Return ``eq`` as an equation with a source of noise.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
+    if not hasattr(eq, "normal"):
+        raise ValueError(f"{type(eq).__name__} has no source of noise, which a stochastic method needs")
+    return cast(Noisy, eq)
+
+
 class Node(NamedTuple):
-    """One evaluation of the equation, remembered.
+    """One evaluation of the equation, kept for later steps.
 
     Attributes
     ----------
     s
-        Where.
+        Place of the evaluation.
     jet
-        The derivatives of the solution there.
+        Derivatives of the solution at s.
     y
-        The state from which the step went on, the one that was evaluated or its correction; for methods
-        that correct it in turn.
+        State at s from which the next step started: the one evaluated, or its correction. Correctors read it.
     """
 
     s: Scalar
@@ -112,8 +129,8 @@ def along(y: Tensor, h: Scalar, slope: Tensor) -> Tensor:
 class Solver(ABC):
     """A numerical method: how is one step taken?
 
-    A solver keeps no state. What a multistep method remembers is handed in and out by value, so its local
-    error can be measured with an exact past.
+    A solver keeps no state. A multistep method takes its past as an argument of ``step`` and returns the new
+    node, so its local error can be measured with an exact past.
     """
 
     @property
@@ -121,12 +138,12 @@ class Solver(ABC):
     def order(self) -> int:
         """Order of global convergence in the step size, on smooth problems and smooth families of grids.
 
-        Of random methods it is that of the law at the end, from the exact law at the begin.
+        The order of a random method is its weak order, from the exact law at the starting time.
         """
 
     @property
     def local_order(self) -> int:
-        """Order of the error of a step from exact states: one more, unless the start holds a method back."""
+        """Order of the error of one step from exact states, with a full past."""
         return self.order + 1
 
     @property
@@ -136,22 +153,43 @@ class Solver(ABC):
 
     @property
     def rough_order(self) -> int:
-        """Order of global convergence where neighbouring steps stay unequal, however many there are."""
+        """Order of global convergence on grids whose neighbouring steps stay unequal under refinement."""
+        return self.order
+
+    @property
+    def even_order(self) -> int:
+        """Order of global convergence on grids with equal steps in the equation's own variable."""
         return self.order
 
     @property
     def p(self) -> int:
-        """How many derivatives the method asks for at the begin of a step."""
+        """Number of derivatives that the method evaluates at the beginning of a step."""
         return 1
 
     @property
     def reach(self) -> int:
-        """How many past nodes the method looks back on."""
+        """Number of past nodes that the method uses."""
         return 0
 
     @property
     def random(self) -> bool:
-        """Whether the method adds noise of its own."""
+        """Whether the method adds noise of its own, beyond that of the equation."""
+        return False
+
+    @property
+    def follows_sde(self) -> bool:
+        """Whether the method converges to the reverse SDE, along the Brownian path of each sample.
+
+        False of a method without noise of its own, which converges to the solution of its equation.
+        """
+        return False
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the steps of one state depend on the other states of its batch.
+
+        The batch of a coupled method cannot be split without a change of the results.
+        """
         return False
 
     @abstractmethod
@@ -165,30 +203,30 @@ class Solver(ABC):
         y
             The solution at ``s0``, any batch of states.
         s0, s1
-            Begin and end of the step, in either direction.
+            Beginning and end of the step, in either direction.
         past
-            Up to ``reach`` nodes before ``s0``, newest first; fewer at the start of a march.
+            Up to ``reach`` nodes before ``s0``, newest first; fewer in the first steps of a march.
 
         Returns
         -------
-        The solution at ``s1``, and the node at ``s0`` to be remembered.
+        The solution at ``s1``, and the node at ``s0``, which ``march`` adds to the past.
         """
 
 
 class LinearRule(Solver):
-    """A solver whose step is a fixed linear combination of derivatives at the present node and past ones.
+    """A solver whose step adds a linear combination of derivatives at the present node and past ones.
 
-    Its local error has a known leading term: see ``analysis.lte``.
+    The leading term of its local error is known; see ``analysis.lte``.
     """
 
     @abstractmethod
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
-        """Return the weights of a step, given a full past.
+        """Return the weights of a step.
 
         Parameters
         ----------
         eq
-            The equation, which knows how to read clocks.
+            The equation, on which clocks are read.
         s1
             End of the step.
         nodes
@@ -196,5 +234,5 @@ class LinearRule(Solver):
 
         Returns
         -------
-        One row per node with the weights of y', y'', … there.
+        One row per node: the weights of y', y'', … at the node.
         """

@@ -1,7 +1,8 @@
-"""The one loop."""
+"""The loop over the steps of a grid."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,16 +14,16 @@ from solvers.interface import Equation, Past, Solver
 
 
 class State(NamedTuple):
-    """Where a march stands.
+    """The states at one time of a march.
 
     Attributes
     ----------
     t
         Time.
     x
-        The states at that time, in the data's coordinates.
+        The states at that time, in the coordinates of the data.
     nfe
-        Score evaluations per sample since the march began; on average, where samples go separate ways.
+        Score evaluations per sample since the march began; a mean over the batch where samples differ.
     """
 
     t: float
@@ -33,7 +34,7 @@ class State(NamedTuple):
 def march(
     eq: Equation, solver: Solver | Sequence[Solver], times: Tensor | Sequence[float], x: Tensor
 ) -> Iterator[State]:
-    """Step through ``times`` and yield the state at each of them, the first included.
+    """Solve an equation step by step and yield the states at each of ``times``, the first included.
 
     Parameters
     ----------
@@ -42,9 +43,9 @@ def march(
     solver
         The method, or one for each step.
     times
-        At least one time, in the order in which they are visited: falling to sample, rising to encode.
+        At least one time, in the order of the steps: falling to sample, rising to encode.
     x
-        The state at the first of them.
+        The states at the first time, in the coordinates of the data.
     """
     stops: list[float] = torch.as_tensor(times, dtype=torch.float64).tolist()
     before = eq.spent.nfe
@@ -61,8 +62,5 @@ def march(
 
 
 def final(states: Iterator[State]) -> State:
-    """Run a march to its end and return the last state."""
-    state = next(states)
-    for state in states:  # noqa: B007
-        pass
-    return state
+    """Run a march to its end and return its last entry."""
+    return deque(states, maxlen=1).pop()

@@ -1,4 +1,4 @@
-"""Adaptive methods in which every trajectory has steps of its own; finished ones leave the batch."""
+"""Adaptive methods for ODEs in which every trajectory has steps of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from solvers.adaptive import Adaptive
+from solvers.adaptive import Adaptive, Values, accept, column, each_trajectory, require_longer
 from solvers.adaptive_taylor import AdaptiveTaylor
 from solvers.interface import Equation, Node, Past, Scalar, along
 from solvers.runge_kutta import advance
@@ -21,7 +21,7 @@ _STAGES = (
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-"""The rows of the tableau; the last one is that of the solution of order five."""
+"""Rows of the tableau for the stages after the first; the last row also gives the solution of order five."""
 
 _PLACES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 
@@ -33,24 +33,25 @@ _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1
 class DormandPrince(Adaptive):
     """Dormand–Prince 5(4) with step-size control for each trajectory.
 
-    The last stage of a step is the first of the next, so a trajectory costs two evaluations, one of them to
-    choose its first step (Hairer, Nørsett & Wanner, Sec. II.4), and six for every attempt. A step is
-    accepted if the root mean square of the estimated error over the coordinates of the sample is at most
-    atol + rtol times that of the sample. The next step follows from the last two errors (Gustafsson's PI
-    control, with exponents 0.7/5 and 0.4/5). Nothing is evaluated outside [s0, s1].
+    The last stage of a step is the first of the next. A trajectory therefore costs two evaluations, one of
+    them for the choice of its first step (Hairer, Nørsett & Wanner, Sec. II.4), and six for every attempt.
+    A step is accepted if the root mean square of the estimated error over the coordinates of the sample is
+    at most atol + rtol times that of the sample. The next step size follows from the last two errors by
+    Gustafsson's PI control with exponents 0.7/5 and 0.4/5. Nothing is evaluated outside [s0, s1].
 
-    Flows of diffusion models are straight for long and bend in one place. Who grows his steps tenfold on the
-    straight and cuts them to a fifth at the bend, as is usual, tries every other step in vain; here a step
-    that failed is halved, and one that would leave a remainder shorter than itself is half of what is left.
+    Flows of diffusion models are nearly straight for long and bend over a short interval. The usual limits,
+    a step at most ten times and at least a fifth of the one before, cause many rejections there. Here a
+    rejected step is at most halved. A step that would leave a remainder shorter than itself is half of what
+    is left.
 
     Parameters
     ----------
     rtol, atol
         Relative and absolute tolerance.
     safety
-        The part of the step that the control asks for which is taken.
+        Factor by which steps are shorter than the control suggests.
     growth
-        The most by which a step is longer than the one before.
+        Largest ratio of a step to the one before.
 
     Raises
     ------
@@ -67,10 +68,7 @@ class DormandPrince(Adaptive):
         if not (self.rtol > 0.0 and self.atol > 0.0 and 0.0 < self.safety < 1.0 < self.growth):
             raise ValueError(f"needs positive tolerances and safety < 1 < growth, not {self}")
 
-    @property
-    def order(self) -> int:
-        """5."""
-        return 5
+    order = 5
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Integrate from s0 to s1 in as many steps as each trajectory needs.
@@ -80,75 +78,68 @@ class DormandPrince(Adaptive):
         ArithmeticError
             If the steps shrink to nothing.
         """
-        start, stop, n = float(s0), float(s1), len(y)
-        slope = first = eq.jet(y, start)[0]
+        start, stop = float(s0), float(s1)
+        first = eq.jet(y, start)[0]
         if start == stop:
             return y, Node(s0, (first,), y)
-        whole, column = abs(stop - start), (-1, *(1 for _ in y.shape[1:]))
-        ends, index, part = torch.empty_like(y), torch.arange(n, device=y.device), eq
         h = self._first(eq, y, first, start, stop)
-        s = torch.full_like(h, start)
-        before = torch.ones_like(h)
-        while len(index):
+
+        def attempt(part: Equation, _: Tensor, values: Values) -> tuple[Values, Tensor]:
+            y, slope, s, h, before = values
             left = (stop - s).abs()
             finishing = h >= left * (1.0 - 1e-9)
             h = torch.where(finishing, left, torch.minimum(h, 0.5 * left))
             following = torch.where(finishing, stop, s + h.copysign(stop - s))
-            step = (following - s).reshape(column)
+            step = column(following - s, y)
             slopes, state = [slope], y
             for row, place in zip(_STAGES, _PLACES, strict=True):
                 state = advance(y, step, row, slopes)
                 at = following if place == 1.0 else s + place * (following - s)
-                slopes.append(part.jet(state, at.reshape(column))[0])
+                slopes.append(part.jet(state, column(at, y))[0])
             size = torch.maximum(_rms(y), _rms(state))
             gap = h * _rms(advance(torch.zeros_like(y), 1.0, _ERROR, slopes))
             error = (gap / (self.atol + self.rtol * size)).clamp(min=1e-10)
             accepted = error <= 1.0
             factor = self.safety * error**-0.14 * before**0.08
             h = h * factor.clamp(0.5, self.growth)
-            if not bool((h > 1e-14 * whole).all()):
-                raise ArithmeticError(f"the steps shrink to nothing at s = {s[h.argmin()].item():.6g}")
-            moved = accepted.reshape(column)
-            y, slope = torch.where(moved, state, y), torch.where(moved, slopes[-1], slope)
-            s, before = torch.where(accepted, following, s), torch.where(accepted, error, before).clamp(1e-4)
-            done = accepted & finishing
-            if bool(done.any()):
-                ends[index[done]] = y[done]
-                going = ~done
-                y, slope, s, h, before, index = (v[going] for v in (y, slope, s, h, before, index))
-                part = eq.part(index, n)
-        return ends, Node(s0, (first,), y)
+            require_longer(h, 1e-14 * abs(stop - start), s)
+            new, old = (state, slopes[-1], following, error.clamp(1e-4)), (y, slope, s, before)
+            y, slope, s, before = accept(accepted, new, old)
+            return (y, slope, s, h, before), accepted & finishing
+
+        values = (y, first, torch.full_like(h, start), h, torch.ones_like(h))
+        return each_trajectory(eq, attempt, values), Node(s0, (first,), y)
 
     def _first(self, eq: Equation, y: Tensor, slope: Tensor, start: float, stop: float) -> Tensor:
-        """Return the length of each trajectory's first step, shape (n,), float64."""
+        """Return the size of each trajectory's first step, shape (n,), float64."""
         whole, ahead = abs(stop - start), math.copysign(1.0, stop - start)
         scale = self.atol + self.rtol * _rms(y)
         size, speed = _rms(y) / scale, _rms(slope) / scale
         little = torch.full_like(size, 1e-6)
         h = torch.where((size < 1e-5) | (speed < 1e-5), little, 0.01 * size / speed).clamp(max=whole)
-        step = (ahead * h).reshape(-1, *(1 for _ in y.shape[1:]))
+        step = column(ahead * h, y)
         probe = eq.jet(along(y, step, slope), start + step)[0]
         bend = torch.maximum(speed, _rms(probe - slope) / scale / h)
         return torch.minimum(100.0 * h, (0.01 / bend.clamp(min=1e-15)) ** 0.2).clamp(max=whole)
 
 
 def _rms(x: Tensor) -> Tensor:
-    """Return the root mean square over the coordinates of each sample, float64."""
+    """Return the root mean square over the coordinates of each sample, shape (n,), float64."""
     return x.flatten(1).double().square().mean(1).sqrt()
 
 
 @dataclass(frozen=True)
 class TaylorSteps(Adaptive):
-    """A Taylor method with steps for each trajectory, of an evaluation and p - 1 derivatives each.
+    """A Taylor method with steps for each trajectory; each step costs one evaluation and p - 1 derivatives.
 
     Parameters
     ----------
     series
-        Order, tolerance and control of the steps.
+        Order, tolerance and step-size control.
     longest
-        Longest step, in proportion to |s|, on the way to the noise and wherever |s| falls: near the data no
-        series foretells the components other than the nearest one, and far from s = 0 one of few terms sees
-        no singularities around it.
+        Largest step size relative to |s|, when encoding and wherever |s| falls. Near the data the series does
+        not contain the mixture components other than the nearest one. Far from s = 0 a series of few terms
+        does not detect the singularities around s = 0.
     """
 
     series: AdaptiveTaylor = AdaptiveTaylor(6, 1e-3)
@@ -156,12 +147,12 @@ class TaylorSteps(Adaptive):
 
     @property
     def order(self) -> int:
-        """That of the series."""
+        """Order of the series."""
         return self.series.order
 
     @property
     def p(self) -> int:
-        """The order of the series."""
+        """Number of derivatives in the series."""
         return self.series.order
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:

@@ -1,4 +1,4 @@
-"""Correctors that cost no evaluation: UniC, and with it UniPC (Zhao et al. 2023)."""
+"""Correctors without evaluations of their own: UniC, and with it UniPC (Zhao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from solvers.interface import Equation, Node, Past, Scalar, Solver, along
 
 @dataclass(frozen=True)
 class PlainLogSNR(LogSNR):
-    """The log-SNR with UniPC's B₁(h) = h for two data: the mean is the value at one place.
+    """The log-SNR with UniPC's B₁(h) = h for two data: a rule with a single quadrature point.
 
-    With s = γ = exp(-λ), or s = 1/γ = exp(λ) on the data form, a line rises over the step by a share of its
-    slope that UniPC sets to ½ B(h)/(e^h - 1), which is ½ with its B₂ = e^h - 1, what ``LogSNR`` believes.
+    The mean over the step of a line in λ is its value at s0 plus a share of its rise. UniPC sets the share
+    to ½ B(h)/(e^h - 1), with s = γ = exp(-λ), or s = 1/γ = exp(λ) on the data form. With its B₂ = e^h - 1
+    the share is ½, as with ``LogSNR``.
     """
 
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
-        """Return the rule with the one place log(s0/s1)/(2 (s0/s1 - 1))."""
+        """Return the rule with the single place log(s0/s1)/(2 (s0/s1 - 1))."""
         ratio = nodes[0] / s1
         place = math.log(ratio) / (2.0 * (ratio - 1.0))
         return Measure((place,), (1.0,), super().measure(eq, s1, nodes, data).nodes)
@@ -30,7 +31,7 @@ class PlainLogSNR(LogSNR):
 
 @dataclass(frozen=True)
 class Pairs(Clock):
-    """A clock on which two data are integrated in a way of their own, as in UniPC.
+    """A clock that treats one or two data differently from more, as UniPC does.
 
     Parameters
     ----------
@@ -45,38 +46,38 @@ class Pairs(Clock):
 
     @property
     def limit(self) -> float:
-        """That of the clock for more data."""
+        """The limit of the clock for more than two data."""
         return self.more.limit
 
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
-        """Return the measure of the clock for so many data."""
+        """Return the measure of the clock for this number of data."""
         return (self.two if data <= 2 else self.more).measure(eq, s1, nodes, data)
 
 
 @dataclass(frozen=True)
 class Corrected(Solver):
-    """A method whose steps are corrected when the next evaluation is there: UniC after any solver.
+    """A method whose steps are corrected after the next evaluation: UniC with any solver.
 
-    The slope at s0 is evaluated at the state that was predicted. Then the last step is taken once more by the
-    implicit rule, the interpolant through this slope and those of the last q nodes integrated over it, and
-    from there the method goes on, with the slope it has. The last step of a march is not corrected.
+    The slope at s0 is evaluated at the predicted state. Then the last step is repeated by the implicit rule
+    that integrates the interpolant through this slope and those of the last q nodes. The method continues
+    from the corrected state with the slope at the predicted one. The last step of a march is not corrected.
 
     ``Corrected(Adams(q, clock), q, clock)`` with ``clock=Pairs()`` is UniPC of order q with B₂, and with
-    ``Pairs(PlainLogSNR())`` that with B₁ (on the data form; on the DDIM form where it predicts ε).
+    ``Pairs(PlainLogSNR())`` UniPC with B₁; on the data form it predicts x̂₀, on the DDIM form ε.
 
     Parameters
     ----------
     solver
         The method.
     q
-        How many past nodes the corrector looks back on, at least 1.
+        Number of past nodes that the corrector uses, at least 1.
     clock
-        The variable in which it interpolates.
+        The variable in which the corrector interpolates.
 
     Raises
     ------
     ValueError
-        If q is not positive, or the method is random: the step that is taken once more has no noise.
+        If q is not positive, or if the method is random: the repeated step would not contain the noise.
     """
 
     solver: Solver
@@ -91,41 +92,46 @@ class Corrected(Solver):
 
     @property
     def p(self) -> int:
-        """That of the method."""
+        """Number of derivatives that the method evaluates."""
         return self.solver.p
 
     @property
     def corrector_order(self) -> int:
-        """q + 1, where the clock allows it."""
+        """Order of the corrector: q + 1, or the limit of the clock where that is less."""
         return int(min(self.q + 1, self.clock.limit))
 
     @property
     def order(self) -> int:
-        """One more than that of the method, where corrector and start allow it."""
+        """The least of the method's local order, the corrector's order and the starting order."""
         return min(self.solver.local_order, self.corrector_order, self.starting_order)
 
     @property
     def local_order(self) -> int:
-        """That of the method, where the corrector allows it."""
+        """Local order of the method, or of the corrector where that is less."""
         return min(self.solver.local_order, self.corrector_order + 1)
 
     @property
     def starting_order(self) -> int:
-        """One more than that of the method, at most 3: the first step is corrected with one past node."""
+        """One more than that of the method, at most 3 as one past node is used to correct the first step."""
         return min(self.solver.starting_order + 1, self.corrector_order + 1, 3)
 
     @property
     def rough_order(self) -> int:
-        """One more than that of the method, where corrector and start allow it."""
+        """One more than that of the method, or ``order`` where that is less."""
         return min(self.solver.rough_order + 1, self.order)
 
     @property
     def reach(self) -> int:
-        """As far as the corrector or the method."""
+        """Number of past nodes that the corrector or the method uses, whichever is greater."""
         return max(self.q, self.solver.reach)
 
+    @property
+    def coupled(self) -> bool:
+        """Whether the method couples the states of a batch."""
+        return self.solver.coupled
+
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
-        """Evaluate, correct, go on; the node remembered has the predicted slope and the corrected state."""
+        """Evaluate, correct, step; the node returned has the predicted slope and the corrected state."""
         jet = eq.jet(y, s0, self.p)
         if past:
             y = self._correct(eq, as_float(s0), (*past[: self.q], Node(s0, jet)))
@@ -133,7 +139,7 @@ class Corrected(Solver):
         return y1, Node(s0, jet, y)
 
     def _correct(self, eq: Equation, s: float, nodes: Past) -> Tensor:
-        """Take the step from nodes[0] to s, with the slope at s among the nodes."""
+        """Repeat the step from nodes[0] to s; the last node is s with the slope at the predicted state."""
         begin, y = as_float(nodes[0].s), nodes[0].y
         if y is None:
             raise ValueError("a corrector takes the last step again, so its node needs the state y")
@@ -144,7 +150,7 @@ class Corrected(Solver):
 
 
 class _Answered:
-    """An equation that has been asked for its jet at s0; for more derivatives it is asked again."""
+    """An equation with a known jet at s0; other jets, and more derivatives at s0, are evaluated."""
 
     def __init__(self, eq: Equation, s0: Scalar, jet: tuple[Tensor, ...]) -> None:
         self._eq, self._s0, self._jet = eq, s0, jet

@@ -15,14 +15,14 @@ from solvers.interface import Equation, Node, Past, Scalar, Solver, along
 class RungeKutta(Solver):
     """An explicit Runge–Kutta method.
 
-    On a clock of its own it is the textbook's. On a foreign clock its stages lie at the fractions cᵢ of the
-    step on that clock, each reached along a mean of the slopes before it: with RK4 and t these are the
-    pseudo-numerical steps of F-PNDM, the midpoint on the log-SNR is DPM-Solver-2.
+    Stage i is placed at the fraction cᵢ of the step on the clock, and its state is reached along a weighted
+    mean of the slopes before it. With ``Own()`` this is the method of textbooks. RK4 with its stages in t
+    gives the pseudo-numerical steps of F-PNDM; the midpoint rule on the log-SNR is DPM-Solver-2.
 
     Parameters
     ----------
     clock
-        The variable in which the fractions cᵢ are laid.
+        The variable in which the fractions cᵢ are measured.
     """
 
     clock: Variable = Own()
@@ -30,7 +30,7 @@ class RungeKutta(Solver):
     @property
     @abstractmethod
     def stages(self) -> tuple[tuple[float, ...], ...]:
-        """The rows aᵢⱼ of the tableau for the stages after the first; their sums are the fractions cᵢ."""
+        """The rows aᵢⱼ of the tableau for the stages after the first; row i sums to cᵢ."""
 
     @property
     @abstractmethod
@@ -40,7 +40,7 @@ class RungeKutta(Solver):
     @property
     @abstractmethod
     def classical_order(self) -> int:
-        """The order of the tableau."""
+        """The order of the tableau on its own clock."""
 
     @property
     def order(self) -> int:
@@ -48,7 +48,7 @@ class RungeKutta(Solver):
         return self.classical_order if isinstance(self.clock, Own) else min(self.classical_order, 2)
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
-        """Evaluate the stages and combine them; the node remembered is the first stage."""
+        """Evaluate the stages and combine them; the node returned is the first stage."""
         slopes = [eq.jet(y, s0)[0]]
         for row in self.stages:
             c = sum(row)
@@ -67,7 +67,7 @@ def advance(y: Tensor, h: Scalar, weights: tuple[float, ...], slopes: list[Tenso
 
 @dataclass(frozen=True)
 class Heun(RungeKutta):
-    """Heun's method (improved Euler), the sampler of EDM; order 2, two evaluations."""
+    """Heun's method (improved Euler), the sampler of EDM without churn; order 2, two evaluations."""
 
     stages = ((1.0,),)
     weights = (0.5, 0.5)
@@ -85,7 +85,7 @@ class Midpoint(RungeKutta):
 
 @dataclass(frozen=True)
 class Ralston(RungeKutta):
-    """Ralston's method, of the smallest error bound with two stages; order 2, two evaluations."""
+    """Ralston's method, with the least error bound of two-stage methods; order 2, two evaluations."""
 
     stages = ((2 / 3,),)
     weights = (1 / 4, 3 / 4)

@@ -12,24 +12,25 @@ from solvers.interface import Equation, Node, Past, Scalar, Solver, along
 
 @dataclass(frozen=True)
 class SingleStep(Solver):
-    """The one-step method that integrates the line through the first slope and the newest one.
+    """A one-step method that integrates the line through the first slope and the newest one.
 
-    Its stages lie at fractions of the step on a clock. Every stage, and the end of the step, is reached by
-    integrating the line, on the clock, through the slope at s0 and that of the stage before (for the first
-    stage: the slope at s0 alone). Lu et al. 2022 (DPM-Solver) and 2022 (DPM-Solver++):
+    Its stages are placed at fractions of the step on a clock. Every stage, and the end of the step, is
+    reached by integrating the line, on the clock, through the slope at s0 and that of the stage before. For
+    the first stage the slope is constant. The methods are those of DPM-Solver (Lu et al. 2022a) and
+    DPM-Solver++ (2022b):
 
-    - one fraction r₁, ``LogSNR()`` believed wholly: DPM-Solver-2 (their Algorithm 4), ½ by default; on the
-      data form DPM-Solver++(2S). With ``Exact(LogSNR())`` it is the variant that their code calls "taylor".
-    - two fractions r₁, r₂ and ``Exact(LogSNR())``: DPM-Solver-3 (their Algorithm 5) with ⅓, ⅔; on the data
-      form DPM-Solver++(3S).
+    - one fraction r₁ and ``LogSNR()``: DPM-Solver-2 (Algorithm 4), by default with r₁ = ½; on the data form
+      DPM-Solver++(2S). With ``Exact(LogSNR())`` it is the variant "taylor" of the authors' code.
+    - two fractions r₁, r₂ and ``Exact(LogSNR())``: DPM-Solver-3 (Algorithm 5) with ⅓, ⅔; on the data form
+      DPM-Solver++(3S).
     - ``Own()``: the midpoint rule (½), Ralston's (⅔) and Heun's (1) methods, Heun's third-order one (⅓, ⅔).
 
     Parameters
     ----------
     fractions
-        Where the stages lie.
+        Positions of the stages, as fractions of the step on the clock.
     clock
-        The variable in which they are laid and the line is drawn.
+        The variable of the fractions and of the line.
     """
 
     fractions: tuple[float, ...] = (0.5,)
@@ -37,12 +38,15 @@ class SingleStep(Solver):
 
     @property
     def order(self) -> int:
-        """2; 3 with the last of two or more stages at ⅔, where a line is exact for parabolas; the clock's."""
+        """2, or 3 if the last of two or more stages is at ⅔; at most the limit of the clock.
+
+        The mean over the step of the line through the slopes at 0 and ⅔ is exact for parabolas.
+        """
         third = len(self.fractions) > 1 and abs(self.fractions[-1] - 2 / 3) < 1e-12
         return int(min(3 if third else 2, self.clock.limit))
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
-        """Evaluate the stages one after the other; the node remembered is the first slope."""
+        """Evaluate the stages one after the other; the node returned has the first slope."""
         begin, end = as_float(s0), as_float(s1)
         first = Node(s0, eq.jet(y, s0), y)
         nodes = [first]
@@ -52,7 +56,7 @@ class SingleStep(Solver):
         return self._line(eq, y, nodes, end), first
 
     def _line(self, eq: Equation, y: Tensor, nodes: list[Node], s1: float) -> Tensor:
-        """Integrate the line through the nodes from the first of them to s1."""
+        """Return y plus the integral of the line through the nodes, from the first of them to s1."""
         places = [as_float(node.s) for node in nodes]
         weights = hermite_weights(self.clock.measure(eq, s1, places, len(nodes)), 1)
         for node, (weight,) in zip(nodes, weights, strict=True):

@@ -1,4 +1,4 @@
-"""Splitting methods for stochastic equations: the part with an exact solution in halves, around the rest."""
+"""Splitting methods for stochastic equations: half a step of an exact part, the rest, the other half."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from solvers.interface import Equation, Node, Past, Scalar, Solver, along
 
 @runtime_checkable
 class Split(Equation, Protocol):
-    """A stochastic equation that is the sum of a part with an exact solution and of a rest without noise."""
+    """A stochastic equation that is the sum of an exactly solvable part, with all noise, and of a drift."""
 
     def flow(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return y after the first part alone over [s0, s1], noise included."""
+        """Return the solution at s1 of the exact part alone from y at s0, noise included."""
 
     def rest(self, y: Tensor, s: Scalar) -> Tensor:
-        """Return the drift that the first part leaves out; costs what a drift costs."""
+        """Return the remaining drift; costs one evaluation."""
 
 
 class Splitting(Solver):
-    """Half a step of the exact part, a step of the rest, half a step of the exact part."""
+    """Half a step of the exact part, a step of the remaining drift, half a step of the exact part."""
 
     @abstractmethod
     def push(self, eq: Split, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return what the rest alone adds to y over [s0, s1]."""
+        """Return the increment of y by the remaining drift alone over [s0, s1]."""
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Take a step.
@@ -35,7 +35,7 @@ class Splitting(Solver):
         Raises
         ------
         ValueError
-            If the equation does not come in two parts.
+            If the equation has no such parts.
         """
         if not isinstance(eq, Split):
             raise ValueError(
@@ -49,32 +49,27 @@ class Splitting(Solver):
 
 @dataclass(frozen=True)
 class SSCS(Splitting):
-    """The symmetric splitting of CLD as published: Euler's method for the rest, with its begin for the time.
+    """The symmetric splitting of CLD as published, with Euler's method for the remaining drift.
 
-    Dockhorn, Vahdat & Kreis 2022, Algorithm 1, with a score evaluated at (y after the first half, s0). The
-    symmetry gives no second order: neither does Euler's method have it, nor is s0 the middle.
+    In Algorithm 1 of Dockhorn, Vahdat & Kreis (2022) the score is evaluated at s0, on the state after the
+    first half step. The weak order is 1 in spite of the symmetry: Euler's method is of first order, and s0
+    is not the middle of the step.
     """
 
-    @property
-    def order(self) -> int:
-        """1, in the weak sense."""
-        return 1
+    order = 1
 
     def push(self, eq: Split, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return a step of Euler's method."""
+        """Return the increment of one step of Euler's method; one evaluation."""
         return (s1 - s0) * eq.rest(y, s0)
 
 
 @dataclass(frozen=True)
 class Strang(Splitting):
-    """The splitting of second order: the midpoint method for the rest, the time held in the middle."""
+    """Strang splitting, of weak order 2: the midpoint method for the remaining drift, its time frozen."""
 
-    @property
-    def order(self) -> int:
-        """2, in the weak sense."""
-        return 2
+    order = 2
 
     def push(self, eq: Split, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return a step of the midpoint method; two evaluations."""
+        """Return the increment of one step of the midpoint method; two evaluations."""
         h, middle = s1 - s0, 0.5 * (s0 + s1)
         return h * eq.rest(along(y, 0.5 * h, eq.rest(y, middle)), middle)

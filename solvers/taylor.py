@@ -32,7 +32,7 @@ class Taylor(LinearRule):
 
     @property
     def order(self) -> int:
-        """p."""
+        """The number of derivatives, p."""
         return self.p
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
@@ -45,6 +45,6 @@ class Taylor(LinearRule):
         return along(y, h, slope), Node(s0, jet, y)
 
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
-        """Return the weights hᵏ/k! of the jet at s0, one row."""
+        """Return the weights hᵏ/k! of the derivatives at s0, one row of length p."""
         h = s1 - nodes[0]
         return [[h ** (k + 1) / math.factorial(k + 1) for k in range(self.p)]]

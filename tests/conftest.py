@@ -1,19 +1,13 @@
-"""Truths that several test files stand on: high-precision mixtures, and one reference solution."""
+"""Truths that several test files stand on: high-precision mixtures, distances and fitted orders."""
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import mpmath
 import numpy as np
-import pytest
 import torch
 from hypothesis import settings
 from mpmath import mp, mpf
 from torch import Tensor
-
-from problems import DDIM, Mixture, smooth_mixture
-from solvers import Taylor, final, grids, march
 
 mp.dps = 60
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
@@ -99,27 +93,3 @@ def distance(a: Tensor, b: Tensor) -> float:
 def fitted_order(steps: Sequence[int], errors: Sequence[float]) -> float:
     """Return the slope of -log(error) against log(steps), by least squares."""
     return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
-
-
-class Reference(NamedTuple):
-    """A smooth problem with 16 trajectories from t = 0.9 to 0.05 and their end points, good to 1e-13."""
-
-    problem: Mixture
-    start: float
-    stop: float
-    x: Tensor
-    end: Tensor
-
-
-@functools.cache
-def smooth_reference() -> Reference:
-    """Solve the smooth mixture with 400 steps of Taylor-12, once."""
-    problem, start, stop = smooth_mixture(), 0.9, 0.05
-    x = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    times = grids.log_snr(400, problem.schedule, start, stop)
-    return Reference(problem, start, stop, x, final(march(DDIM(problem), Taylor(12), times, x)).x)
-
-
-@pytest.fixture(scope="session")
-def reference() -> Reference:
-    return smooth_reference()

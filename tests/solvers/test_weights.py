@@ -1,3 +1,4 @@
+import functools
 import math
 from fractions import Fraction
 
@@ -195,11 +196,16 @@ def test_deis_weights_against_quadrature(name, k, rho, direction):
         u = [reading(mpf(g)) for g in nodes]
         value = flat(weights(Adams(k, clock=Exact(clock)), end, nodes))
 
-        def basis(j, u=u):
+        @functools.cache  # all polynomials are evaluated at the same places
+        def at(log_gamma):
+            gamma = mp.exp(log_gamma)
+            return gamma, reading(gamma)
+
+        def basis(j, u=u, at=at):
             def lagrange(log_gamma):
-                place = reading(mp.exp(log_gamma))
+                gamma, place = at(log_gamma)
                 others = (m for m in range(k) if m != j)
-                return mp.exp(log_gamma) * mp.fprod((place - u[m]) / (u[j] - u[m]) for m in others)
+                return gamma * mp.fprod((place - u[m]) / (u[j] - u[m]) for m in others)
 
             return lagrange
 

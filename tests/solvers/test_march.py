@@ -157,8 +157,11 @@ def test_float32_stays_float32(solver, form):
     )
 
 
-@every_form
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if s != RK45()], ids=repr)
+@pytest.mark.parametrize(
+    ("form", "solver"),
+    [(DDIM, s) for s in SOLVERS if s != RK45()]
+    + [(f, s) for f in FORMS[1:] for s in (Taylor(3), SOLVERS[6])],
+)
 def test_states_of_another_device_stay_there(form, solver):
     """On the meta device, which refuses to mix with others and to be read: no step waits for a result."""
     x = torch.empty(5, 2, device="meta")
@@ -169,9 +172,9 @@ def test_states_of_another_device_stay_there(form, solver):
 @every_form
 @pytest.mark.parametrize("solver", [Taylor(8), Adams(2, 4, start=Taylor(8)), RK4()], ids=repr)
 def test_encoding_is_the_march_back(form, solver):
-    """x at t_cut → 1 → t_cut: each way errs by some c h^p, h = 9.6/400 in log γ."""
+    """x at t_cut → 1 → t_cut: each way errs by some c h^p, h = 9.6/200 in log γ, half of it for Adams."""
     eq, x = form(smooth_mixture()), smooth_mixture().sample(8, 1e-3, torch.Generator().manual_seed(1))
-    times = grids.log_snr(400, eq.schedule)
+    times = grids.log_snr(400 if isinstance(solver, Adams) else 200, eq.schedule)
     latent = final(march(eq, solver, times.flip(0), x)).x
     back = final(march(eq, solver, times, latent)).x
     assert latent.norm(dim=-1).mean() > 0.8
@@ -181,7 +184,7 @@ def test_encoding_is_the_march_back(form, solver):
 def test_encoding_a_gaussian_gives_the_exact_latent():
     problem = Gaussian(torch.tensor([0.3, -1.2], dtype=F64), 0.5)
     x = problem.sample(8, 1e-3, torch.Generator().manual_seed(1))
-    latent = final(march(DDIM(problem), Taylor(8), grids.log_snr(400, problem.schedule).flip(0), x)).x
+    latent = final(march(DDIM(problem), Taylor(8), grids.log_snr(200, problem.schedule).flip(0), x)).x
     assert distance(latent, problem.solution(x, 1e-3, 1.0)) < 1e-10
 
 
