@@ -21,7 +21,7 @@ from problems.images.sources import Samples, samples
 from problems.images.training import Recipe, fit, generator, stratified
 from problems.images.unet import Config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 LINE = ["--channels", "8", "--multipliers", "1", "--blocks", "1", "--batch", "4", "--warmup", "20"]
 
 
