@@ -1,4 +1,4 @@
-"""The manners of every command of the suite: how it is told what to do, and how it fails."""
+"""Arguments, errors and exit codes, the same for every command of the suite."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 
 
 class UsageError(ValueError):
-    """A mistake of the caller, told in one sentence that says what to type."""
+    """A mistake of the caller; the message is one sentence that says what to type."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a mistake with one sentence and exit code 2.
+    """An argument parser that reports a mistake in one sentence and exits with code 2.
 
     Parameters
     ----------
     module
-        What is typed after ``python -m``.
+        Name of the module to run by ``python -m``.
     description
         What the command does.
     examples
-        Lines that one can type.
+        Example command lines, for the help text.
     """
 
     def __init__(self, module: str, description: str, examples: str) -> None:
@@ -38,12 +38,12 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Print the sentence and leave."""
+        """Print one sentence and exit with code 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Show defaults as one would type them, and none for switches."""
+    """Formats defaults as they are typed, and omits those of switches."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
@@ -54,7 +54,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def positive(text: str) -> int:
-    """Read a positive whole number."""
+    """Convert an argument to a positive integer."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
@@ -62,12 +62,12 @@ def positive(text: str) -> int:
 
 
 def device(name: str) -> torch.device:
-    """Return a torch device that can be used here.
+    """Return a torch device of this machine.
 
     Raises
     ------
     UsageError
-        If there is none of that name.
+        If the name is unknown or the device is not available.
     """
     try:
         found = torch.device(name)
@@ -79,23 +79,24 @@ def device(name: str) -> torch.device:
 
 
 def attempt(p: Parser, action: Callable[[], None], kept: str) -> int:
-    """Do what a command is for.
+    """Run the action of a command and turn exceptions into exit codes.
 
     Parameters
     ----------
     p
-        Its parser.
+        The parser of the command.
     action
-        What it is for.
+        The work of the command.
     kept
-        What is said when it is interrupted: what is not lost.
+        The message on interruption: what is not lost.
 
     Returns
     -------
-    The exit code: 0, 1 for a failure, 130 when interrupted; a ``UsageError`` leaves with 2.
+    The exit code: 0, 1 for a failure, 130 when interrupted. A ``UsageError`` exits with code 2.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        # Two threads gain nothing on small batches, and wait for each other for long on a busy machine.
+        # A second thread gains nothing on small batches, and threads wait long for each other on a busy
+        # machine.
         torch.set_num_threads(1)
     try:
         action()
