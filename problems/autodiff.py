@@ -57,7 +57,7 @@ class Autodiff(Source):
             for _ in range(j):
                 f = _derivative(f)
             zero = torch.zeros((), dtype=torch.float64, device=coefficient.device)
-            # Under no_grad some of torch's functions, silu among them, can be differentiated forward only once.
+            # Under no_grad, torch differentiates some functions, silu among them, only once in forward mode.
             with torch.enable_grad():
                 return f(zero).detach() / math.factorial(j)
 
