@@ -1,5 +1,7 @@
 """What is solved: noise schedules, score models with exact derivatives, and the forms of their flow."""
 
+from problems.autodiff import Autodiff
+from problems.bill import Bill, Tariff
 from problems.covariance import UncertainDDIM, UncertainLocalization
 from problems.forms import DDIM, Flow, Form, Localization, Preconditioned, ProbabilityFlow, ReverseSDE
 from problems.langevin import CriticallyDamped
@@ -7,7 +9,7 @@ from problems.makers import digits, digits_gaussians, digits_mixture, smooth_mix
 from problems.mixture import Mixture
 from problems.noise import Brownian, Drawn, Noise
 from problems.schedule import EDM, VE, VP, CosineVP, Schedule
-from problems.score import Autodiff, Bill, Model, Problem, Source, Tariff, denoise
+from problems.score import Model, Problem, Source, denoise
 from problems.series import Series
 from problems.textbook import Gaussian
 from problems.wrappers import AnalyticFirst, Guided, GuidedHeads, Ideal

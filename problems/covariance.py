@@ -1,9 +1,9 @@
-"""Forms whose steps add the uncertainty of the data: covariances of Bao et al. (2022a, 2022b).
+"""Forms with the variance of the data in the noise of a step, after Bao et al. (2022a, 2022b).
 
-A large step of DDIM or DDPM puts the posterior mean of x₀ in the place of x₀. What it leaves out is the
-covariance of x₀ given the state, and here it is added to the noise: its average over states (Analytic-DPM),
-or its diagonal at each state (optimal covariance). In the latter case mean and variance of every coordinate
-after a step, given the state before it, are exact whatever the size of the step; on one Gaussian that is all.
+A step of DDIM or DDPM replaces x₀ by its posterior mean and neglects the covariance of x₀ given the state.
+Here this covariance is added to the noise: its average over states (Analytic-DPM), or its diagonal at each
+state (optimal covariance). With the diagonal, the mean and the variance of every coordinate after a step,
+given the state before it, are exact for any step size. On isotropic Gaussian data the law is exact.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from problems.series import Scalar, sqrt
 
 
 class UncertainDDIM(DDIM):
-    """The DDIM ODE, with the noise by which a step of DDIM errs.
+    """The DDIM ODE, with noise of the variance that a step of DDIM neglects.
 
-    Given x₀, x̄(γ₁) = (1 - γ₁/γ₀) x₀ + (γ₁/γ₀) x̄(γ₀) (DDIM, which has no noise of its own, is λ = 0 in
-    Bao et al.), so the variance is (1 - γ₁/γ₀)² Var(x₀ | x̄).
+    Given x₀, x̄(γ₁) = (1 - γ₁/γ₀) x₀ + (γ₁/γ₀) x̄(γ₀), which is λ = 0 in Bao et al. So the neglected variance
+    is (1 - γ₁/γ₀)² Var(x₀ | x̄).
 
     Parameters
     ----------
@@ -45,9 +45,9 @@ class UncertainDDIM(DDIM):
 
 
 class UncertainLocalization(Localization):
-    """The generative SDE dy = x̂₀ dw + dW(w), with the noise by which a step of DDPM errs.
+    """The reverse SDE dy = x̂₀ dw + dW(w), with noise of the variance that a step of DDPM neglects.
 
-    Given x₀, y is Brownian motion with drift x₀, so a step of length Δw needs the variance
+    Given x₀, y is Brownian motion with drift x₀, so the variance of a step of length Δw is
     Δw + Δw² Var(x₀ | x̄).
 
     Parameters

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` make a temporary file beside ``path``, move it there, and return ``path``."""
+    """Write a temporary file beside ``path`` by ``write``, rename it to ``path``, and return ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
         temporary = Path(folder) / path.name

@@ -1,8 +1,8 @@
 """The noun *form*: in which coordinates is the flow of a score model written?
 
-A form turns a model into the right-hand side of a differential equation dy/ds = f(y, s), together with the
-maps between its coordinates (y, s) and the data's (x, t). The same flow looks very different to a method
-in different coordinates, so the form is a factor of every study.
+A form turns a model into a differential equation dy/ds = f(y, s) and maps its coordinates (y, s) to those of
+the data, (x, t), and back. The error of a method depends on the coordinates, so the form is a factor of every
+study.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from problems.bill import Bill
 from problems.noise import Drawn, Noise
 from problems.schedule import Schedule
-from problems.score import Bill, Model, align, like
+from problems.score import Model, align, like
 from problems.series import Scalar, Series, T, convolve, sqrt
 
 
 class Form(ABC):
-    """An equation dy = f(y, s) ds (+ noise), in coordinates of its own.
+    """An equation dy = f(y, s) ds, plus noise if it is stochastic, in its own coordinates.
 
     Parameters
     ----------
     score
-        The model that the equation is made of.
+        The score model in the equation.
     noise
-        Source of the noise, for stochastic equations and for methods that add noise of their own; a
-        generator is one that is drawn from.
+        The source of noise for stochastic equations and for methods that add noise. A generator stands for
+        ``Drawn(generator)``.
     """
 
     def __init__(self, score: Model, noise: Noise | torch.Generator | None = None) -> None:
@@ -73,11 +74,11 @@ class Form(ABC):
         return self.score(self.leave(y, t), t)
 
     def spread(self, s: Scalar) -> Scalar:
-        """Return g(s), with which a Brownian path in s enters y; zero for an ODE."""
+        """Return g(s), the factor of dW(s) in the equation; zero for an ODE."""
         return 0.0
 
     def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return the noise g(s0) √|s1 - s0| z that the equation adds to y over [s0, s1]; zero for an ODE."""
+        """Return the noise g(s0) √|s1 - s0| z of the equation over [s0, s1]; zero for an ODE."""
         g = self.spread(align(s0, y))
         if isinstance(g, float) and g == 0.0:
             return torch.zeros_like(y)
@@ -86,27 +87,27 @@ class Form(ABC):
         return like(g * root, y) * self.normal(y, s0, s1)
 
     def normal(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return standard normal numbers of the interval [s0, s1], increments of a Brownian path.
+        """Return the standard normal numbers of [s0, s1]: scaled increments of a Brownian path W(w).
 
-        The path runs in the signal-to-noise ratio w = 1/γ²: in y = x̄/γ² the reverse SDE is
+        The path runs in the signal-to-noise ratio w = 1/γ², because in y = x̄/γ² the reverse SDE is
         dy = x̂₀ dw + dW(w), with x̂₀ the denoised state.
         """
         w0, w1 = (self.schedule.gamma(align(self.t(s), y)) ** -2 for s in (s0, s1))
         return self.noise.over(y, w0, w1) if _all_below(w0, w1) else self.noise.over(y, w1, w0)
 
     def fresh(self, y: Tensor, s: Scalar, stream: int = 1) -> Tensor:
-        """Return standard normal numbers of a place, independent of the path and of other streams."""
+        """Return the standard normal numbers of s, independent of the path and of other streams."""
         return self.noise.at(y, s, stream)
 
     def part(self, rows: Tensor, of: int) -> Self:
-        """Return the equation of some states of a batch; the bill of the whole grows by their share."""
+        """Return the equation of some states of a batch; the whole equation is billed in proportion."""
         other = copy.copy(self)
         other.score, other.noise = self.score.part(rows, of), self.noise.part(rows)
         return other
 
 
 class Flow(Form):
-    """The deterministic flow dx̄/dγ = ε written as y = scale(s) x̄ with γ = γ(s), two functions of s."""
+    """The deterministic flow dx̄/dγ = ε in y = scale(s) x̄ and γ = γ(s), with two functions of s to define."""
 
     @abstractmethod
     def gamma(self, s: T) -> T:
@@ -134,7 +135,7 @@ class Flow(Form):
         """Return the derivatives of y from the Taylor coefficients of x̄, which obey dx̄/ds = ε dγ/ds."""
         h = Series.variable(s, order + 1)
         gamma, scale = _series_like(self.gamma(h), y), _series_like(self.scale(h), y)
-        slope = [(i + 1) * gamma[i + 1] for i in range(order)]
+        slope = gamma.slope().coefficients
         xbar, eps, jet = [y / scale[0]], [], []
         for j, coefficient in zip(range(1, order + 1), self.score.follow(xbar[0], gamma), strict=False):
             eps.append(coefficient)
@@ -144,14 +145,14 @@ class Flow(Form):
 
 
 class DDIM(Flow):
-    """The DDIM ODE dx̄/dγ = ε (Eq. 6): y = x̄, s = γ. Its Euler method is DDIM, its TTM-2 is GENIE."""
+    """The DDIM ODE dx̄/dγ = ε (Eq. 6): y = x̄, s = γ. Euler's method on it is DDIM, TTM-2 is GENIE."""
 
     def s(self, t: T) -> T:
         """Return γ(t)."""
         return self.schedule.gamma(t)
 
     def gamma(self, s: T) -> T:
-        """Return s itself."""
+        """Return s."""
         return s
 
     def scale(self, s: T) -> T:
@@ -167,17 +168,17 @@ class DDIM(Flow):
         return y * like(self.schedule.alpha(align(t, y)), y)
 
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
-        """Return (ε, dε/dγ, …), which the model gives directly."""
+        """Return (ε, dε/dγ, …), ``order`` entries."""
         return self.score.flow_jet(y, like(s, y), order)
 
 
 class Preconditioned(Flow):
     """The preconditioned family: u = (s² + γ²)^(-1/2), y = u x̄, dy/du = x̄ - (s² + γ²)/γ ε.
 
-    ``std=0`` is the data form (y = x/σ, u = 1/γ, dy/du = the denoised state), the variables of
-    DPM-Solver++. With the standard deviation of Gaussian data every method is exact on them; with the
-    standard deviation of a mixture's components dy/du is the posterior mean of the component, without any
-    stiff linear part.
+    ``std=0`` is the data form: y = x/σ, u = 1/γ, and dy/du is the denoised state, as in DPM-Solver++. With
+    the standard deviation of Gaussian data, dy/du is constant and every method is exact. With the standard
+    deviation of a mixture's components, dy/du is the posterior mean of the component, without a stiff linear
+    part.
 
     Parameters
     ----------
@@ -199,7 +200,7 @@ class Preconditioned(Flow):
         return 1.0 / sqrt(self.std**2 + gamma * gamma)
 
     def gamma(self, s: T) -> T:
-        """Return γ = √(1/u² - s²), factored so that little cancels."""
+        """Return γ = √(1/u² - s²), factored to reduce cancellation."""
         if self.std == 0.0:
             return 1.0 / s
         root = 1.0 / s
@@ -210,7 +211,7 @@ class Preconditioned(Flow):
         return s
 
     def jet(self, y: Tensor, s: Scalar, order: int = 1) -> tuple[Tensor, ...]:
-        """Return the derivatives of y; directly, where the model knows what dy/du is."""
+        """Return the derivatives of y, by ``follow_preconditioned`` if the model has it."""
         path = self.score.follow_preconditioned(self.std, y, Series.variable(like(s, y), order + 1))
         if path is None:
             return super().jet(y, s, order)
@@ -246,7 +247,7 @@ class ProbabilityFlow(Flow):
 
 
 class ReverseSDE(Form):
-    """The generative SDE dx = (α'/α x + g² ε/σ) dt + g dw, run with dt < 0 (Eq. 3).
+    """The reverse SDE dx = (α'/α x + g² ε/σ) dt + g dw, solved with dt < 0 (Eq. 3).
 
     For the paper's schedule the drift is -½β (x - 2ε/σ) and g² = β.
     """
@@ -273,7 +274,7 @@ class ReverseSDE(Form):
         Raises
         ------
         ValueError
-            If a derivative is asked for: the paths of an SDE have none.
+            If ``order`` is greater than 1: paths of an SDE have no derivatives.
         """
         if order > 1:
             raise ValueError("the reverse SDE has no derivatives along its path")
@@ -287,7 +288,9 @@ class ReverseSDE(Form):
         return sqrt(self.schedule.diffusion(s))
 
     def flow(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return y after dx = -α'/α x dt + g dw alone, an Ornstein–Uhlenbeck process with N(0, I) stationary.
+        """Return y at s1 under dx = -α'/α x dt + g dw, an Ornstein–Uhlenbeck process, exactly in law.
+
+        The stationary distribution of this part of the SDE is N(0, I).
 
         Raises
         ------
@@ -302,17 +305,17 @@ class ReverseSDE(Form):
         return like(ratio, y) * y + like(sqrt(1.0 - ratio * ratio), y) * self.normal(y, s0, s1)
 
     def rest(self, y: Tensor, s: Scalar) -> Tensor:
-        """Return what the drift has besides that part, 2 α'/α x + g² ε/σ; -β (x - ε/σ) for VP."""
+        """Return the drift without the part that ``flow`` solves: 2 α'/α x + g² ε/σ, -β (x - ε/σ) for VP."""
         drift = self.schedule.drift(align(s, y))
         return self.jet(y, s)[0] + like(drift, y) * y
 
 
 class Localization(Form):
-    """The generative SDE as stochastic localization, dy = x̂₀ dw + dW(w): y = x̄/γ², w = 1/γ² (Montanari 2023).
+    """The reverse SDE as stochastic localization, dy = x̂₀ dw + dW(w): y = x̄/γ², w = 1/γ² (Montanari 2023).
 
-    All that is linear is gone from it: x̂₀, the denoised state, is the whole drift, and the noise is plain
-    Brownian motion. Its Euler–Maruyama method is the ancestral sampling of DDPM with the posterior variance,
-    its Adams methods are those of SDE-DPM-Solver++.
+    There is no linear term: the drift is the denoised state x̂₀, and the noise is additive. The
+    Euler–Maruyama method on this form is the ancestral sampling of DDPM with the posterior variance. The
+    Adams methods on it are those of SDE-DPM-Solver++.
     """
 
     def s(self, t: T) -> T:
@@ -321,7 +324,7 @@ class Localization(Form):
         return 1.0 / (gamma * gamma)
 
     def t(self, s: T) -> T:
-        """Return the time at which γ is 1/√w."""
+        """Return the time t at which γ(t) = 1/√w."""
         return self.schedule.time(1.0 / sqrt(s))
 
     def enter(self, x: Tensor, t: Scalar) -> Tensor:
@@ -340,7 +343,7 @@ class Localization(Form):
         Raises
         ------
         ValueError
-            If a derivative is asked for: the paths of an SDE have none.
+            If ``order`` is greater than 1: paths of an SDE have no derivatives.
         """
         if order > 1:
             raise ValueError("the reverse SDE has no derivatives along its path")
@@ -353,7 +356,7 @@ class Localization(Form):
 
 
 def _series_like(series: Series, x: Tensor) -> Series:
-    """Give a series its coefficients in the dtype of states; see ``like``."""
+    """Give the coefficients of a series the dtype and device of states; see ``like``."""
     return Series([like(c, x) for c in series.coefficients])
 
 

@@ -1,21 +1,21 @@
 """Critically damped Langevin diffusion of any score model (CLD, Dockhorn, Vahdat & Kreis 2022).
 
-Data x get a velocity v, and noise enters through the velocity only:
+The data x are coupled to a velocity v, and noise enters through the velocity only:
 
     dx = v β/M dt,   dv = -x β dt - Γ v β/M dt + √(2Γβ) dw,   Γ² = 4M,   v(0) ~ N(0, γ₀M).
 
-In the time s = βt/√M and with velocities in units of √M it has no parameters but γ₀:
+In the time s = βt/√M and with velocities in units of √M the only parameter is γ₀:
 
     dx = v ds,   dv = -(x + 2v) ds + 2 dw,   v(0) ~ N(0, γ₀),
 
 and N(0, I) is stationary. The paper's M = 1/4, β = 4 and T = 1 are s = 8t.
 
-Given x₀, the state is Gaussian, so all it knows of x₀ is one linear combination of x and v. Run backwards
-without noise to time 0, z = e^(-As) (x, v) has the mean (x₀, 0), and what its second half, z_v, knows of the
-noise of the first can be taken away: x̄ = z_x + c z_v is x₀ + γ ζ with ζ ~ N(0, I) independent of z_v, for a
-noise-to-signal ratio γ(s) that grows with s. So the law of (x, v) is that of the ordinary diffused x̄ at γ(s)
-and of an independent normal velocity z_v, whatever the data. Its score is a linear function of ε(x̄, γ) and
-z_v: every model of this suite is a model of this diffusion, with the same bill.
+Given x₀, the state is Gaussian, so one linear combination of x and v is sufficient for x₀. With A the matrix
+of the linear drift, z = e^(-As) (x, v) has the mean (x₀, 0). Regression of the noise in z_x on z_v gives a c
+for which x̄ = z_x + c z_v = x₀ + γ ζ, with ζ ~ N(0, I) independent of z_v and a noise-to-signal ratio γ(s)
+that grows with s. So for any data, (x, v) is a linear map of the ordinary diffused x̄ at γ(s) and an
+independent normal velocity z_v. Its score is a linear function of ε(x̄, γ) and z_v. Every model of this suite
+is therefore a model of this diffusion, with the same bill.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from problems.series import Scalar, T
 Array = NDArray[np.float64]
 
 NEAREST, FARTHEST = 1e-6, 30.0
-"""Range of s: noise-to-signal ratios from 6e-10 to 1e12."""
+"""Range of s; γ(s) runs from 6e-10 to 1e12."""
 
 
 class Mix(NamedTuple):
-    """What x and v tell of x₀ at a place; see the module.
+    """The coefficients of x̄ = z_x + c z_v = x₀ + γ ζ at a value of s; see the module.
 
     Attributes
     ----------
@@ -60,19 +60,19 @@ class Mix(NamedTuple):
 
 
 def mix(s: Array, velocity: float) -> Mix:
-    """Return how x and v are to be mixed.
+    """Return γ, c and Var(z_v) at values of s.
 
     With R the covariance of the noise in z that entered since time 0, and w = 2s,
 
         R_xx = eʷ (1 - w + w²/2) - 1,   R_xv = -eʷ w²/2,   R_vv = eʷ (1 + w + w²/2) - 1.
 
     So z_v has the variance V = γ₀ + R_vv, c = -R_xv/V, and γ² = R_xx - R_xv²/V = (det R + γ₀ R_xx)/V with
-    det R = eʷ (4 sinh²(w/2) - w²). It is written in confluent hypergeometric functions of positive terms.
+    det R = eʷ (4 sinh²(w/2) - w²). Confluent hypergeometric functions make all terms positive.
 
     Parameters
     ----------
     s
-        Places, positive.
+        Values of s, positive.
     velocity
         γ₀, the variance of the velocity at s = 0.
     """
@@ -85,7 +85,7 @@ def mix(s: Array, velocity: float) -> Mix:
 
 
 def damped(h: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """Return h, e⁻ʰ and the covariances of what dx = v ds, dv = (2v - x) ds + 2 dw adds over a length h.
+    """Return h, e⁻ʰ and the covariances of the noise that dx = v ds, dv = (2v - x) ds + 2 dw adds over h.
 
     With w = 2h: Q_xx = 1 - e⁻ʷ (1 + w + w²/2), an incomplete gamma function, Q_xv = -e⁻ʷ w²/2 and
     Q_vv = 1 - e⁻ʷ (1 - w + w²/2).
@@ -93,7 +93,7 @@ def damped(h: Array) -> tuple[Array, Array, Array, Array, Array]:
     Parameters
     ----------
     h
-        Lengths, positive; s falls by them.
+        Decreases of s, positive.
     """
     w, decay = 2.0 * h, np.exp(-2.0 * h)
     q_xx: Array = np.asarray(gammainc(3.0, w), dtype=np.float64)
@@ -104,16 +104,16 @@ def damped(h: Array) -> tuple[Array, Array, Array, Array, Array]:
 class CriticallyDamped(Form):
     """Critically damped Langevin diffusion in reverse: y = (x, v), shape (N, 2, *event), and s as above.
 
-    dx = v ds, dv = -(x + 2v + 4 ∇_v log p) ds + 2 dw, run with ds < 0. The time t is the one at which the
-    schedule has the same γ, so grids, initial states and what comes out are those of the other forms: the
-    state at t that belongs to (x, v) at s is α x̄.
+    dx = v ds, dv = -(x + 2v + 4 ∇_v log p) ds + 2 dw, solved with ds < 0. The time t of s is the one at which
+    the schedule has the same γ, and the state at t that corresponds to (x, v) at s is α x̄. So grids, starting
+    values and samples are those of the other forms.
 
     Parameters
     ----------
     score, noise
-        As in ``Form``. Any model; a score costs one evaluation of ε.
+        As in ``Form``. A velocity score costs one evaluation of ε.
     velocity
-        γ₀, the variance of the velocity of data; the paper's by default.
+        γ₀, the variance of the velocity at s = 0; the paper's by default.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class CriticallyDamped(Form):
         self.velocity = velocity
 
     def s(self, t: T) -> T:
-        """Return the place at which γ is that of time t, by bisection of log s."""
+        """Return the s at which γ(s) is γ of time t, by bisection in log s."""
 
         def place(gamma: Array) -> Array:
             low, high = (np.full_like(gamma, math.log(end)) for end in (NEAREST, FARTHEST))
@@ -138,19 +138,19 @@ class CriticallyDamped(Form):
         return s
 
     def t(self, s: T) -> T:
-        """Return the time at which the schedule has the γ of the place s."""
+        """Return the time at which the schedule has γ(s)."""
         gamma: T = _mapped(lambda place: mix(place, self.velocity).gamma, s)
         return self.schedule.time(gamma)
 
     def enter(self, x: Tensor, t: Scalar) -> Tensor:
-        """Return (x, v) that belong to the state at time t; the velocity z_v is drawn for it."""
+        """Return (x, v) for the state at time t, with a velocity z_v drawn at random."""
         place = _Place(self.s(t), self.velocity, x)
         alpha = like(self.schedule.alpha(align(t, x)), x)
         z_v = place.std * self.fresh(x, t)
         return place.forth(x / alpha - place.c * z_v, z_v)
 
     def leave(self, y: Tensor, t: Scalar) -> Tensor:
-        """Return the state α x̄ at time t that belongs to (x, v)."""
+        """Return the state α x̄ at time t for (x, v)."""
         place = _Place(self.s(t), self.velocity, y[:, 0])
         z_x, z_v = place.back(y)
         return (z_x + place.c * z_v) * like(self.schedule.alpha(align(t, z_x)), z_x)
@@ -169,7 +169,7 @@ class CriticallyDamped(Form):
         Raises
         ------
         ValueError
-            If a derivative is asked for: the paths of an SDE have none.
+            If ``order`` is greater than 1: paths of an SDE have no derivatives.
         """
         if order > 1:
             raise ValueError("the reverse SDE has no derivatives along its path")
@@ -177,18 +177,19 @@ class CriticallyDamped(Form):
         return (torch.stack([v, -(x + 2.0 * v + 4.0 * self._velocity_score(y, s))], 1),)
 
     def spread(self, s: Scalar) -> Scalar:
-        """Return 2, the strength of the noise in v; for places shaped like y, 0 in x and 2 in v."""
+        """Return 2, the factor of the noise in v; for s that broadcasts against y, 0 in x and 2 in v."""
         return torch.cat([0.0 * s, 0.0 * s + 2.0], 1) if isinstance(s, Tensor) and s.ndim > 1 else 2.0
 
     def kick(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return 2 √(s0 - s1) z in the velocity, and nothing in x."""
+        """Return 2 √(s0 - s1) z in v and zero in x."""
         kick = super().kick(y, s0, s1)
         return torch.stack([torch.zeros_like(kick[:, 0]), kick[:, 1]], 1)
 
     def flow(self, y: Tensor, s0: Scalar, s1: Scalar) -> Tensor:
-        """Return y after dx = v ds, dv = (2v - x) ds + 2 dw, exactly: N(0, I) is stationary under this part.
+        """Return y at s1 under dx = v ds, dv = (2v - x) ds + 2 dw, exactly in law.
 
-        Over h = s0 - s1 the mean is e⁻ʰ ((1 + h) x - h v, h x + (1 - h) v); the covariances are ``damped``'s.
+        The stationary distribution of this part of the SDE is N(0, I). Over h = s0 - s1 the mean is
+        e⁻ʰ ((1 + h) x - h v, h x + (1 - h) v); ``damped`` gives the covariances.
         """
         x, v = y.unbind(1)
         h, decay, q_xx, q_xv, q_vv = (_wide(c, x) for c in damped(_numbers(s0 - s1)))
@@ -199,13 +200,13 @@ class CriticallyDamped(Form):
         return torch.stack([x1, v1], 1)
 
     def rest(self, y: Tensor, s: Scalar) -> Tensor:
-        """Return what the drift has besides that part, -4 (v + ∇_v log p) in the velocity."""
+        """Return the drift without the part that ``flow`` solves: -4 (v + ∇_v log p) in v, zero in x."""
         force = -4.0 * (y[:, 1] + self._velocity_score(y, s))
         return torch.stack([torch.zeros_like(force), force], 1)
 
 
 class _Place:
-    """The numbers of a place s, floats or shaped like states x, and the maps between (x, v) and z there."""
+    """The coefficients at s, floats or tensors that broadcast against x, and the map of (x, v) to z."""
 
     def __init__(self, s: Scalar, velocity: float, x: Tensor) -> None:
         place = _numbers(s)
@@ -214,7 +215,7 @@ class _Place:
         self.grown, self.std = _wide(np.exp(place), x), _wide(np.sqrt(variance), x)
 
     def back(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z = e^(-As) (x, v), its halves."""
+        """Return z_x and z_v, the halves of z = e^(-As) (x, v)."""
         x, v = y.unbind(1)
         return self.grown * ((1.0 - self.s) * x - self.s * v), self.grown * (self.s * x + (1.0 + self.s) * v)
 
@@ -225,21 +226,21 @@ class _Place:
 
 
 def _numbers(value: Scalar) -> Array:
-    """Return a float as an array without axes, a tensor as one with a single axis."""
+    """Convert a float to a 0-dim array, a tensor to a 1-dim array."""
     if isinstance(value, Tensor):
         return np.asarray(value.detach().cpu().double().reshape(-1).numpy())
     return np.asarray(value, dtype=np.float64)
 
 
 def _wide(value: Array, x: Tensor) -> Scalar:
-    """Return a number as a float, several as a tensor that broadcasts against states x."""
+    """Convert one number to a float, several to a tensor that broadcasts against states x."""
     if value.size == 1:
         return float(value.reshape(()))
     return torch.from_numpy(value).reshape(-1, *[1] * (x.ndim - 1)).to(x)
 
 
 def _mapped(f: Callable[[Array], Array], value: Any) -> Any:
-    """Apply a function of arrays to a float or, keeping its shape, to a tensor."""
+    """Apply a function of arrays to a float or to a tensor, whose shape is kept."""
     result = f(_numbers(value))
     if isinstance(value, Tensor):
         return torch.from_numpy(result).reshape(value.shape).to(value)

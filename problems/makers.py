@@ -1,4 +1,4 @@
-"""The named distributions of the suite, each a ``Mixture`` made by one function."""
+"""The named mixtures of the suite, each made by one function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def toy_mixture(schedule: Schedule | None = None) -> Mixture:
     """Return the paper's 2-D toy (App. E, Eqs. 73-74): 8 clusters of 8 narrow Gaussians, float64.
 
     The 64 means are 0.9 μᵢ + 0.18 μⱼ with μ the eight unit vectors at multiples of 45°, in the paper's
-    order; every component has standard deviation 0.01. Mean 0, variance 0.4213 per dimension.
+    order. The standard deviation of every component is 0.01. The mixture has mean 0 and variance 0.4213 per
+    dimension.
     """
     h = 1.0 / math.sqrt(2.0)
     unit = [(1, 0), (-1, 0), (0, 1), (0, -1), (h, h), (h, -h), (-h, h), (-h, -h)]
@@ -25,10 +26,10 @@ def toy_mixture(schedule: Schedule | None = None) -> Mixture:
 
 
 def digits_mixture(std: float = 0.05, schedule: Schedule | None = None) -> Mixture:
-    """Return the 1,797 handwritten 8x8 digits of scikit-learn, each widened to a Gaussian, float64.
+    """Return a mixture of 1,797 Gaussians at the handwritten 8x8 digits of scikit-learn, float64.
 
-    An image distribution whose score is exact: the images are scaled to [-1, 1], events have shape
-    (1, 8, 8), and every component has standard deviation ``std``.
+    The images are scaled to [-1, 1], events have shape (1, 8, 8), and the standard deviation of every
+    component is ``std``.
     """
     return Mixture(digits()[0], std, schedule=schedule)
 
@@ -43,17 +44,17 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def smooth_mixture(schedule: Schedule | None = None) -> Mixture:
-    """Return three wide, unequal Gaussians in the plane, on which methods show their orders early."""
+    """Return three wide, unequal Gaussians in the plane, on which orders show at few steps."""
     means = torch.tensor([[0.8, 0.1], [-0.5, 0.6], [-0.2, -0.7]], dtype=torch.float64)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     return Mixture(means, 0.4, weights, schedule)
 
 
 def digits_gaussians(schedule: Schedule | None = None, std: float = 0.05) -> Mixture:
-    """Return one Gaussian per class of the digits, with the class's own covariance, float64.
+    """Return one Gaussian per class of the digits, a distribution that a small network can learn, float64.
 
-    A distribution of images that a small network can learn: ten components with the shares, means and
-    covariances of the digits' classes, each covariance widened by ``std``² in every direction.
+    The ten components have the weights, means and covariances of the classes; ``std``² I is added to each
+    covariance.
     """
     images, labels = digits()
     flat = images.flatten(1)

@@ -1,9 +1,9 @@
 """The noun *noise*: where do the random numbers of a stochastic method come from?
 
-``Brownian`` gives every sample a Brownian path of its own, which belongs to the seed and the sample's place
-and to nothing else: however long the steps, in whatever order and batch they are taken, increments over the
-same interval are the same. Runs with different steps or methods are then coupled, and strong errors make
-sense. ``Drawn`` takes numbers from a generator as they come.
+``Brownian`` gives every sample its own Brownian path, a function of the seed and of the sample's index. The
+increment over an interval does not depend on the step sizes, on the order of the steps or on the batch. Runs
+with different steps or methods are then coupled, and strong errors can be measured. ``Drawn`` draws numbers
+from a generator.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class Noise(ABC):
         like
             States, shape (N, *event).
         a, b
-            Ends of the interval, 0 < a < b: floats, or tensors with one number for each state.
+            Ends of the interval, 0 < a < b: floats, or tensors with one number per state.
         """
 
     @abstractmethod
     def at(self, like: Tensor, place: Scalar, stream: int = 1) -> Tensor:
-        """Return numbers that belong to a place alone, independent of the path and of other places.
+        """Return normal numbers for one place, independent of the path and of other places.
 
         Parameters
         ----------
         like
             States, shape (N, *event).
         place
-            Any number; a float, or a tensor with one for each state.
+            Any number; a float, or a tensor with one number per state.
         stream
-            Distinguishes several numbers of one place, at least 1.
+            Index of an independent set of numbers at the same place, at least 1.
         """
 
     @abstractmethod
@@ -60,46 +60,46 @@ class Noise(ABC):
 
 
 class Drawn(Noise):
-    """Numbers drawn from a generator, anew at each call.
+    """Numbers drawn from a generator at each call.
 
     Parameters
     ----------
     generator
-        On the device of the states; None is torch's own.
+        A generator on the device of the states; None is torch's default generator.
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self._generator = generator
 
     def over(self, like: Tensor, a: Scalar, b: Scalar) -> Tensor:
-        """Draw numbers."""
+        """Draw numbers; the interval plays no role."""
         return torch.randn(like.shape, generator=self._generator, dtype=like.dtype, device=like.device)
 
     def at(self, like: Tensor, place: Scalar, stream: int = 1) -> Tensor:
-        """Draw numbers."""
+        """Draw numbers; the place plays no role."""
         return self.over(like, place, place)
 
     def part(self, rows: Tensor) -> Self:
-        """Return itself."""
+        """Return this object: all rows draw from the same generator."""
         return self
 
 
 LOWEST, HIGHEST = -13.0, 13.0
-"""Range of ½ log w in which paths are known: noise-to-signal ratios from 2e-6 to 4e5."""
+"""Range of ½ log w covered by the paths; γ runs from 2e-6 to 4e5."""
 
 DEPTH = 15
-"""Halvings of that range."""
+"""Number of bisections of that range."""
 
 LEAF = (HIGHEST - LOWEST) / 2**DEPTH
-"""Length of what is left then, in log γ: 8e-4. Steps are not to be shorter."""
+"""Length of the shortest subinterval in log γ, 8e-4. Steps must not be shorter."""
 
 
 class Brownian(Noise):
-    """A Brownian path W(w) for each sample, by bisection from the whole to the parts (Lévy's construction).
+    """A Brownian path W(w) for each sample by Lévy's construction.
 
-    The value at a point is found by walking down a tree that halves the range of log w: the middle of every
-    interval is drawn from the Brownian bridge between its ends, with numbers that a counter-based generator
-    makes of the seed, the sample and the place in the tree (Salmon et al. 2011). Steps longer than a leaf
+    The value at a point is found by bisection of the range of log w. The value at each midpoint is drawn from
+    the Brownian bridge between the ends of its interval. The random numbers are a counter-based function of
+    the seed, the sample and the node of the bisection tree (Salmon et al. 2011). Steps longer than a leaf
     have exactly the distribution of Brownian increments.
 
     Parameters
@@ -107,7 +107,7 @@ class Brownian(Noise):
     seed
         Seed of all paths, any integer.
     first
-        Place of the first sample of the batch in the whole.
+        Index of the first sample of the batch among all samples.
     """
 
     def __init__(self, seed: int, first: int = 0) -> None:
@@ -117,7 +117,7 @@ class Brownian(Noise):
         self._last: tuple[object, Array] = None, np.empty(0)
 
     def over(self, like: Tensor, a: Scalar, b: Scalar) -> Tensor:
-        """Return the numbers of the interval; see ``Noise.over``.
+        """Return (W(b) - W(a))/√(b - a); see ``Noise.over``.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class Brownian(Noise):
         return _tensor((ends[1] - ends[0]) / np.sqrt(high - low), like)
 
     def at(self, like: Tensor, place: Scalar, stream: int = 1) -> Tensor:
-        """Return the numbers of a place; see ``Noise.at``."""
+        """Return the normal numbers of a place; see ``Noise.at``."""
         bits = _column(place, like).view(np.uint64)
         return _tensor(self._normal(like, bits[None], stream)[0], like)
 
@@ -147,14 +147,14 @@ class Brownian(Noise):
         """Return W(w), shape (N, event size); w has shape (1, 1) or (N, 1)."""
         if w.size != 1:
             return self._found(like, w)
-        # A step ends where the next one begins.
+        # A step ends where the next one begins, so the last value is kept.
         key = float(w[0, 0]), like.shape
         if self._last[0] != key:
             self._last = key, self._found(like, w)
         return self._last[1]
 
     def _found(self, like: Tensor, w: Array) -> Array:
-        """Return W(w) by a walk down the tree."""
+        """Return W(w) by descending the tree."""
         place = (0.5 * np.log(w) - LOWEST) / (HIGHEST - LOWEST)
         if not bool(((place >= 0.0) & (place < 1.0)).all()):
             raise ValueError("noise-to-signal ratios are outside the range in which paths are known")
@@ -193,18 +193,18 @@ class Brownian(Noise):
 
 
 def philox(counter: Words, key: tuple[int, int]) -> Words:
-    """Return the words of Philox-4x32-10, a random function of counter and key (Salmon et al. 2011).
+    """Return the output words of Philox-4x32-10, a pseudorandom function (Salmon et al. 2011).
 
     Parameters
     ----------
     counter
-        Shape (..., 4), words of 32 bits in 64.
+        Shape (..., 4), 32-bit words stored as uint64.
     key
-        Two words of 32 bits.
+        Two 32-bit words.
 
     Returns
     -------
-    Shape (..., 4), words of 32 bits in 64.
+    Shape (..., 4), 32-bit words stored as uint64.
     """
     mask, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     c0, c1, c2, c3 = (counter[..., i].copy() for i in range(4))
@@ -218,15 +218,15 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def _bridge(begin: Array, end: Array, a: Array, w: Array, b: Array, z: Array) -> Array:
-    """Return the value at w of a Brownian bridge between two known ones."""
-    # A point on the edge of an interval may lie beyond it by rounding.
+    """Return the value at w of a Brownian bridge from (a, begin) to (b, end)."""
+    # By rounding, a point at the end of an interval may lie outside.
     share = np.clip((w - a) / (b - a), 0.0, 1.0)
     value: Array = begin + share * (end - begin) + np.sqrt(share * (1.0 - share) * (b - a)) * z
     return value
 
 
 def _column(value: Scalar, like: Tensor) -> Array:
-    """Return a float as (1, 1), a number for each of the states as (N, 1)."""
+    """Convert a float to shape (1, 1), one number per state to shape (N, 1)."""
     flat: Any = value.detach().cpu().double().reshape(-1, 1).numpy() if isinstance(value, Tensor) else value
     return np.array(flat, dtype=np.float64).reshape(-1, 1)
 

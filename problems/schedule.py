@@ -1,8 +1,8 @@
-"""Noise schedules: how much signal α and noise σ a sample holds at time t, x_t = α x_0 + σ z.
+"""Noise schedules: the signal α(t) and the noise σ(t) in a sample, x_t = α x_0 + σ z.
 
-Every function accepts a float, a float tensor or a ``Series`` and returns the same kind; on a series it
-gives exact derivatives of any order. All are written without cancellation: in float64 the relative error
-of γ is a few units in the last place over the whole domain.
+Every function maps a float, a float tensor or a ``Series`` to the same kind; on a series it gives exact
+derivatives of any order. The formulas avoid cancellation: in float64 the relative error of γ is a few units
+in the last place over the whole domain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from problems.series import Scalar, T, atan, derivative, exp, expm1, log, log1p,
 
 
 class Schedule(ABC):
-    """A noise schedule on [stop, start]; sampling runs from ``start`` (noise) down to ``stop`` (data)."""
+    """A noise schedule on [stop, start]; sampling runs from ``start`` (noise) to ``stop`` (data)."""
 
     start: float
     stop: float
@@ -35,7 +35,7 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def prior_std(self) -> float:
-        """Standard deviation of x at ``start``, to which the data add nothing noticeable."""
+        """Standard deviation of x at ``start``, where the contribution of the data is negligible."""
 
     def sigma(self, t: T) -> T:
         """Return the noise coefficient σ(t) = α γ."""
@@ -46,7 +46,7 @@ class Schedule(ABC):
         return -2.0 * log(self.gamma(t))
 
     def alpha_rate(self, t: Scalar) -> Scalar:
-        """Return dα/dt."""
+        """Return dα/dt, by series arithmetic like all rates."""
         return derivative(self.alpha, t)
 
     def sigma_rate(self, t: Scalar) -> Scalar:
@@ -82,6 +82,7 @@ class VP(Schedule):
     beta_max: float = 20.0
     start: float = 1.0
     stop: float = 1e-3
+    prior_std = 1.0
 
     def _integral(self, t: T) -> T:
         return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
@@ -103,35 +104,31 @@ class VP(Schedule):
         return sqrt(expm1(self._integral(t)))
 
     def time(self, gamma: T) -> T:
-        """Solve the quadratic L(t) = log(1 + γ²), in the form without cancellation at small γ."""
+        """Return the root of the quadratic L(t) = log(1 + γ²), without cancellation at small γ."""
         integral = log1p(gamma * gamma)
         slope = self.beta_max - self.beta_min
         return 2.0 * integral / (self.beta_min + sqrt(self.beta_min**2 + 2.0 * slope * integral))
-
-    @property
-    def prior_std(self) -> float:
-        """1: the schedule preserves unit variance."""
-        return 1.0
 
 
 @dataclass(frozen=True)
 class CosineVP(Schedule):
     """The cosine schedule, α = cos φ / cos φ₀ with φ = (t + s)/(1 + s)·π/2 (Nichol & Dhariwal 2021).
 
-    γ² = cos²φ₀/cos²φ - 1 = sin(φ - φ₀) sin(φ + φ₀)/cos²φ keeps all digits at both ends. γ is infinite at
-    t = 1; sampling starts at 0.9946, as is usual (Lu et al. 2022). ``offset=0`` is α = cos(πt/2).
+    γ² = cos²φ₀/cos²φ - 1 is computed as sin(φ - φ₀) sin(φ + φ₀)/cos²φ, without cancellation at both ends.
+    γ is infinite at t = 1; sampling starts at 0.9946 (Lu et al. 2022). ``offset=0`` is α = cos(πt/2).
     """
 
     offset: float = 0.008
     start: float = 0.9946
     stop: float = 1e-3
+    prior_std = 1.0
 
     @property
     def _rate(self) -> float:
         return 0.5 * math.pi / (1.0 + self.offset)
 
     def alpha(self, t: T) -> T:
-        """Return α = cos φ / cos φ₀, the numerator taken as sin(π/2 - φ)."""
+        """Return α = cos φ / cos φ₀, with the numerator as sin(π/2 - φ)."""
         return sin(self._rate * (1.0 - t)) / math.cos(self._rate * self.offset)
 
     def sigma(self, t: T) -> T:
@@ -147,16 +144,11 @@ class CosineVP(Schedule):
         return sqrt(product) / sin(rate * (1.0 - t))
 
     def time(self, gamma: T) -> T:
-        """Invert γ by the tangent of φ - φ₀, which does not cancel."""
+        """Return t from the tangent of φ - φ₀, without cancellation."""
         phi0 = self._rate * self.offset
         root = sqrt(gamma * gamma + math.sin(phi0) ** 2)
         rise = gamma * gamma / (math.cos(phi0) * (root + math.sin(phi0)))
         return atan(rise / (1.0 + math.tan(phi0) / math.cos(phi0) * root)) / self._rate
-
-    @property
-    def prior_std(self) -> float:
-        """1: the schedule preserves unit variance."""
-        return 1.0
 
 
 @dataclass(frozen=True)
@@ -177,7 +169,7 @@ class VE(Schedule):
         return self.sigma_min * exp(math.log(self.sigma_max / self.sigma_min) * t)
 
     def time(self, gamma: T) -> T:
-        """Invert the geometric progression."""
+        """Return t = log(γ/σ_min)/log(σ_max/σ_min)."""
         return log(gamma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
 
     @property
@@ -188,7 +180,7 @@ class VE(Schedule):
 
 @dataclass(frozen=True)
 class EDM(Schedule):
-    """The schedule of Karras et al. (2022): α = 1 and time is the noise level itself, σ = t."""
+    """The schedule of Karras et al. (2022): α = 1, σ = t."""
 
     start: float = 80.0
     stop: float = 0.002
@@ -207,5 +199,5 @@ class EDM(Schedule):
 
     @property
     def prior_std(self) -> float:
-        """Return σ at the start."""
+        """Return σ at the start of the schedule."""
         return self.start

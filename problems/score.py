@@ -1,9 +1,8 @@
 """The noun *score*: what is ε at a point, and how does it change along a path?
 
-Every model of this suite answers one question: given the Taylor coefficients of a path (x̄(h), γ(h)),
-what are those of ε along it? From that follow the jets of every equation (``forms``), of guided models
-and of wrapped ones, at any order. The bill for every answer is kept here, where it is given, so no solver
-and no analysis ever counts.
+A model maps the Taylor coefficients of a path (x̄(h), γ(h)) to those of ε along it. The jets of every form
+(``forms``), of guided models and of wrapped ones follow from this map, at any order. Models count their own
+evaluations, so solvers and experiments never count.
 """
 
 from __future__ import annotations
@@ -13,68 +12,32 @@ import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from problems.bill import Bill, Tariff
 from problems.posterior import Average, Variance
 from problems.schedule import Schedule
 from problems.series import Scalar, Series, convolve
 
+__all__ = [
+    "Bill",
+    "Model",
+    "Problem",
+    "Push",
+    "Source",
+    "Tariff",
+    "align",
+    "denoise",
+    "follow",
+    "like",
+]
+
 Push = Callable[[Tensor], Tensor]
 """Takes the next Taylor coefficient of x̄ along a path, returns the next Taylor coefficient of ε."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """What was evaluated, per sample; on average, where samples go separate ways.
-
-    Attributes
-    ----------
-    nfe
-        Evaluations of the score network (of an exact score: of ε).
-    jvp
-        Jacobian-vector products: one for each total derivative beyond ε.
-    head
-        Calls of a distilled derivative head.
-    """
-
-    nfe: float = 0
-    jvp: float = 0
-    head: float = 0
-
-    def __add__(self, other: Bill) -> Bill:
-        return Bill(self.nfe + other.nfe, self.jvp + other.jvp, self.head + other.head)
-
-    def __sub__(self, other: Bill) -> Bill:
-        return Bill(self.nfe - other.nfe, self.jvp - other.jvp, self.head - other.head)
-
-    def __mul__(self, share: float) -> Bill:
-        return Bill(self.nfe * share, self.jvp * share, self.head * share)
-
-    def cost(self, tariff: Tariff) -> float:
-        """Return the sum, in evaluations of the score network."""
-        return self.nfe + tariff.jvp * self.jvp + tariff.head * self.head
-
-
-@dataclass(frozen=True, slots=True)
-class Tariff:
-    """What derivatives cost, in evaluations of the score network; nothing, by default.
-
-    Attributes
-    ----------
-    jvp
-        Cost of a derivative of ε along a path.
-    head
-        Cost of a call of a distilled head: the overhead of App. C.2.5.
-    """
-
-    jvp: float = 0.0
-    head: float = 0.0
-
 
 _EVALUATION, _DERIVATIVE = Bill(nfe=1), Bill(jvp=1)
 
@@ -92,18 +55,21 @@ def like(value: Scalar, x: Tensor) -> Scalar:
 
 
 def follow(push: Push, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
-    """Expand ε, which is expanded along any path by ``push``, along its own flow; see ``Model.follow``."""
-    slope = [(i + 1) * gamma[i + 1] for i in range(len(gamma) - 1)]
+    """Expand ε along its own flow, with ``push`` for its expansion along any path; see ``Model.follow``."""
+    rate = gamma.slope().coefficients
     eps: list[Tensor] = []
     for j in range(len(gamma)):
         if j > 0:
-            xbar = torch.as_tensor(convolve(slope, eps, j - 1))
+            xbar = torch.as_tensor(convolve(rate, eps, j - 1))
         eps.append(push(xbar if j < 2 else xbar / j))
         yield eps[j]
 
 
 class Model(ABC):
     """A score model: ε(x, t) and its total derivatives along paths.
+
+    A model is a value: copies and pickles contain what determines its results, not its bill and not its
+    caches.
 
     Attributes
     ----------
@@ -116,47 +82,38 @@ class Model(ABC):
     schedule: Schedule
     data_std: float
 
+    def __getstate__(self) -> dict[str, Any]:
+        cached = {
+            name
+            for kind in type(self).__mro__
+            for name, value in vars(kind).items()
+            if isinstance(value, functools.cached_property)
+        }
+        return {name: value for name, value in vars(self).items() if name not in cached}
+
     @property
     def jet_order(self) -> int:
-        """The order of jets with which a Taylor method of high accuracy is cheapest.
+        """The order of jets at which a Taylor method of high accuracy costs least.
 
-        Sixteen where derivatives come from series arithmetic; few where each costs a multiple of the one
-        before; 1 where they are not those of ε.
+        16 where derivatives come from power-series arithmetic, 3 or 4 where each derivative costs a multiple
+        of the previous one, 1 where the derivatives are not those of ε.
         """
         return 16
 
     @property
-    def distilled(self) -> Model:
-        """The same score, with its first derivative by a distilled head.
-
-        Raises
-        ------
-        ValueError
-            If it has none.
-        """
-        raise ValueError(f"{type(self).__name__} has no distilled head")
+    def distilled(self) -> Model | None:
+        """The same ε with its first derivative by a distilled head; None without a head."""
+        return None
 
     @property
-    def posterior_variance(self) -> Variance:
-        """The variances of the coordinates of x₀ given a state, exactly; not billed.
-
-        Raises
-        ------
-        ValueError
-            If they are not known.
-        """
-        raise ValueError("the model does not know the covariance of the data given a state")
+    def posterior_variance(self) -> Variance | None:
+        """The exact variances of the coordinates of x₀ given a state, not billed; None if unknown."""
+        return None
 
     @property
-    def average_variance(self) -> Variance:
-        """The average of these variances over the coordinates and the states of one noise level; not billed.
-
-        Raises
-        ------
-        ValueError
-            If there are no data to estimate it from.
-        """
-        raise ValueError("the model has no data over which to average the covariance given a state")
+    def average_variance(self) -> Variance | None:
+        """The average of these variances over coordinates and over p_γ, not billed; None if unknown."""
+        return None
 
     @property
     def positional(self) -> bool:
@@ -165,7 +122,7 @@ class Model(ABC):
 
     @property
     def component_std(self) -> float:
-        """Standard deviation of the narrowest component of the data; of all data where there is but one."""
+        """Standard deviation of the narrowest component of the data; of the data if there is only one."""
         return self.data_std
 
     @abstractmethod
@@ -187,18 +144,18 @@ class Model(ABC):
 
     @abstractmethod
     def price(self, j: int) -> Bill:
-        """Return what coefficient j of an expansion costs."""
+        """Return the price of coefficient j of an expansion."""
 
     @abstractmethod
     def part(self, rows: Tensor, of: int) -> Self:
-        """Return the model of some states of a batch; the bill of the whole grows by their share.
+        """Return the model of some states of a batch; the whole model is billed in proportion.
 
         Parameters
         ----------
         rows
-            Which states, int64, shape (n,).
+            Indices of the states, int64, shape (n,).
         of
-            How many there are in the batch.
+            Number of states in the batch.
         """
 
     @property
@@ -223,10 +180,10 @@ class Model(ABC):
         return follow(self.expand(gamma), xbar, gamma)
 
     def follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor] | None:
-        """Expand the flow in preconditioned variables, where the model has a better way to it than ε.
+        """Expand the flow in preconditioned variables without the detour over ε, if the model can.
 
-        In u = (s² + γ²)^(-1/2) and y = u x̄, with s = ``std``, the flow is dy/du = x̄ - (s² + γ²) ε/γ: the
-        posterior mean of the data, taken for something that was blurred by Gaussian noise of standard
+        In u = (s² + γ²)^(-1/2) and y = u x̄, with s = ``std``, the flow is dy/du = x̄ - (s² + γ²) ε/γ. This
+        is the posterior mean of the data if x̄ is taken for data blurred by Gaussian noise of standard
         deviation s.
 
         Parameters
@@ -236,12 +193,12 @@ class Model(ABC):
         y
             The state u x̄ at h = 0.
         u
-            Taylor coefficients of u along the path, one more than there will be coefficients.
+            Taylor coefficients of u along the path, one more than the coefficients yielded.
 
         Yields
         ------
-        The Taylor coefficients y₁, y₂, … of the solution. None instead of an iterator where there is only
-        ε to do it with.
+        The Taylor coefficients y₁, y₂, … of the solution. None instead of an iterator if the model has only
+        ε.
         """
         return None
 
@@ -262,8 +219,8 @@ class Model(ABC):
         t
             Time: a float, a 0-dim tensor, or a tensor whose axes are the leading axes of ``x``.
         order
-            Number of entries: 1 gives (ε,), 2 gives (ε, dε/dγ), p gives up to the derivative of
-            order p - 1, which is what a truncated Taylor method of order p asks for.
+            Number of entries: 1 gives (ε,), 2 gives (ε, dε/dγ). p entries, up to the derivative of order
+            p - 1, are the input of a truncated Taylor method of order p.
 
         Returns
         -------
@@ -279,13 +236,7 @@ class Model(ABC):
 
 
 class Problem(Model):
-    """A model together with what it is a model of: where states live, and how they are drawn.
-
-    Attributes
-    ----------
-    event_shape
-        Shape of one sample.
-    """
+    """A model together with its data: the shape of a state, and how samples are drawn."""
 
     @property
     @abstractmethod
@@ -294,7 +245,7 @@ class Problem(Model):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision in which it is evaluated unless another one is asked for."""
+        """The precision in which the problem is evaluated by default."""
         return torch.float64
 
     @abstractmethod
@@ -306,21 +257,16 @@ class Problem(Model):
         """Return the same problem in the dtype and on the device of a tensor, with a bill of its own."""
 
     @functools.cached_property
-    def average_variance(self) -> Variance:
+    def average_variance(self) -> Variance | None:
         """The average variance of x₀ given a state, estimated from samples; see ``Average``.
 
-        Raises
-        ------
-        ValueError
-            If each state has a score of its own, so that there is no one distribution to average over.
+        None if each state has a score of its own: then there is no single distribution to average over.
         """
-        if self.positional:
-            raise ValueError("each state has a score of its own, and no samples to average over belong to it")
-        return Average(self)
+        return None if self.positional else Average(self)
 
     @property
     def tariff(self) -> Tariff:
-        """What derivatives cost in evaluations of ε; nothing where that was not measured."""
+        """Prices of derivatives in evaluations of ε; zero where they were not measured."""
         return Tariff()
 
     @property
@@ -332,23 +278,28 @@ class Problem(Model):
 class Source(Model):
     """A model that does its own evaluations, and therefore counts them."""
 
+    _spent = Bill()
+    _payer: Source | None = None
+    _share = 1.0
+
     def __init__(self, schedule: Schedule, data_std: float) -> None:
         self.schedule = schedule
         self.data_std = data_std
-        self._spent = Bill()
-        self._payer: Source | None = None
-        self._share = 1.0
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = super().__getstate__()
+        return {name: value for name, value in own.items() if name not in ("_spent", "_payer", "_share")}
 
     @abstractmethod
     def _expand(self, gamma: Series) -> Push:
-        """Do what ``expand`` says, without the bill."""
+        """Return the push of ``expand`` without billing."""
 
     def _follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
-        """Do what ``follow`` says, without the bill."""
+        """Return the coefficients of ``follow`` without billing."""
         return follow(self._expand(gamma), xbar, gamma)
 
     def _follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor] | None:
-        """Do what ``follow_preconditioned`` says, without the bill."""
+        """Return the coefficients of ``follow_preconditioned`` without billing."""
         return None
 
     def expand(self, gamma: Series) -> Push:
@@ -377,7 +328,7 @@ class Source(Model):
             yield coefficient
 
     def charge(self, bill: Bill) -> None:
-        """Add to the bill."""
+        """Add to the bill of this model, or of the model whose part it is."""
         if self._payer is None:
             self._spent += bill
         else:
@@ -386,85 +337,18 @@ class Source(Model):
     def part(self, rows: Tensor, of: int) -> Self:
         """Return the model of some states of a batch; see ``Model.part``."""
         other = copy.copy(self)
-        other._payer, other._share = self, len(rows) / of
+        # Caches included, which a copy leaves out: an average variance is estimated once for all parts.
+        vars(other).update(vars(self), _payer=self, _share=len(rows) / of)
         return other
 
     def price(self, j: int) -> Bill:
-        """One score evaluation first, then one Jacobian-vector product for each derivative."""
+        """Return the price of coefficient j: one score evaluation for ε, one JVP for each derivative."""
         return _EVALUATION if j == 0 else _DERIVATIVE
 
     @property
     def spent(self) -> Bill:
-        """Everything evaluated since the model was made."""
+        """Everything evaluated since the model was made; for a part, by the whole model."""
         return self._spent if self._payer is None else self._payer.spent
-
-
-class Autodiff(Source):
-    """Any function ε(x, t), differentiated along paths by nested forward-mode automatic differentiation.
-
-    Derivative j costs about 2ʲ evaluations of ε, so this is the provider for networks whose layers have no
-    series of their own, and the independent check of those that have.
-
-    Parameters
-    ----------
-    eps
-        ε(x, t) for states x and a time t (float, 0-dim tensor or one that broadcasts against x); must be
-        differentiable by ``torch.func.jvp``, nested as often as derivatives are asked for.
-    schedule
-        The noise schedule that ``eps`` belongs to.
-    data_std
-        Standard deviation of the data, per dimension.
-    """
-
-    def __init__(
-        self, eps: Callable[[Tensor, Scalar], Tensor], schedule: Schedule, data_std: float = 1.0
-    ) -> None:
-        super().__init__(schedule, data_std)
-        self._eps = eps
-
-    @property
-    def jet_order(self) -> int:
-        """4: nested differentiation multiplies the cost with each order."""
-        return 4
-
-    def _expand(self, gamma: Series) -> Push:
-        path: list[Tensor] = []
-
-        def eps_along(h: Tensor) -> Tensor:
-            t = self.schedule.time(_polynomial(gamma.coefficients[: len(path)], h))
-            return self._eps(self.schedule.alpha(t) * _polynomial(path, h), t)
-
-        def push(coefficient: Tensor) -> Tensor:
-            path.append(coefficient)
-            j = len(path) - 1
-            if j == 0:
-                t = self.schedule.time(gamma[0])
-                return self._eps(self.schedule.alpha(t) * coefficient, t)
-            f: Callable[[Tensor], Tensor] = eps_along
-            for _ in range(j):
-                f = _derivative(f)
-            zero = torch.zeros((), dtype=torch.float64, device=coefficient.device)
-            return f(zero) / math.factorial(j)
-
-        return push
-
-
-def _polynomial(coefficients: Sequence[Scalar], h: Tensor) -> Tensor:
-    """Evaluate Σ cⱼ hʲ by Horner's rule."""
-    value: Scalar = coefficients[-1]
-    for c in reversed(coefficients[:-1]):
-        value = c + h * value
-    return torch.as_tensor(value)
-
-
-def _derivative(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return f' for a function of one real variable, by forward mode."""
-
-    def slope(h: Tensor) -> Tensor:
-        tangent: Tensor = torch.func.jvp(f, (h,), (torch.ones_like(h),))[1]
-        return tangent
-
-    return slope
 
 
 def denoise(score: Model, x: Tensor, t: Scalar) -> Tensor:

@@ -1,10 +1,9 @@
-"""Truncated power-series arithmetic: the calculus by which every derivative here is exact.
+"""Truncated power-series arithmetic, from which every derivative in this package is exact.
 
-A smooth function of one variable h is represented by its first Taylor coefficients
-c₀ + c₁h + c₂h² + …; sums, products, quotients and elementary functions of such series follow from
-short recurrences (Moore 1966; Griewank & Walther 2008, ch. 13). A formula written with the functions
-of this module works unchanged on floats, on tensors and on series: evaluated on a series it yields all
-its derivatives.
+A smooth function of one variable h is represented by its first Taylor coefficients c₀ + c₁h + c₂h² + …
+Sums, products, quotients and elementary functions of such series follow from short recurrences (Moore 1966;
+Griewank & Walther 2008, ch. 13). A formula written with the functions of this module works on floats, on
+tensors and on series; evaluated on a series, it yields all its derivatives.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 Scalar = float | Tensor
-"""A real number, or a tensor of them (one per trajectory) that broadcasts against the states."""
+"""A real number, or a tensor of numbers, one per trajectory, that broadcasts against the states."""
 
 T = TypeVar("T", float, Tensor, Scalar, "Series")
 
@@ -38,7 +37,7 @@ class Series:
 
     @classmethod
     def variable(cls, value: Scalar, length: int) -> Series:
-        """Return the series of the identity about ``value``: value + h, with ``length`` coefficients."""
+        """Return the series of the identity at ``value``: value + h, with ``length`` coefficients."""
         return cls([value, 1.0, *([0.0] * (length - 2))][:length])
 
     def __len__(self) -> int:
@@ -86,9 +85,13 @@ class Series:
     def __rtruediv__(self, other: Scalar) -> Series:
         return Series([other, *([0.0] * (len(self) - 1))]) / self
 
+    def slope(self) -> Series:
+        """Return the derivative, which has one coefficient less."""
+        return Series([(i + 1) * self[i + 1] for i in range(len(self) - 1)])
+
 
 def convolve(a: Sequence[Scalar], b: Sequence[Scalar], j: int) -> Scalar:
-    """Return coefficient j of a product, Σ aᵢ b_{j-i}; exact zeros and ones are free."""
+    """Return coefficient j of a product, Σ aᵢ b_{j-i}; factors 0.0 and 1.0 cost no operation."""
     total: Scalar = 0.0
     for x, y in zip(a, b[j::-1] if j >= 0 else (), strict=False):
         if isinstance(y, float):
@@ -103,13 +106,56 @@ def convolve(a: Sequence[Scalar], b: Sequence[Scalar], j: int) -> Scalar:
     return total
 
 
-def _primitive(constant: Scalar, inner: Series, slope: Callable[[list[Scalar], int], Scalar]) -> Series:
-    """Solve f' = inner'·w for f with f₀ = constant, where ``slope(f, j)`` is coefficient j of w."""
+def convolve_states(scalars: Series, states: list[Tensor], j: int, total: Tensor | None = None) -> Tensor:
+    """Return coefficient j of a scalar series times a series of states, plus ``total``.
+
+    The sum of ``convolve`` by fused operations; zeros cost no operation.
+    """
+    for a, state in zip(scalars.coefficients, states[j::-1], strict=False):
+        if isinstance(a, float) and a == 0.0:
+            continue
+        if total is None:
+            total = state if isinstance(a, float) and a == 1.0 else a * state
+        elif isinstance(a, Tensor):
+            total = torch.addcmul(total, a, state)
+        else:
+            total = torch.add(total, state, alpha=a)
+    return torch.zeros_like(states[j]) if total is None else total
+
+
+def quotient(numerator: Tensor, scalars: Series, before: list[Tensor]) -> Tensor:
+    """Return the next coefficient of a series of states divided by a scalar series.
+
+    Parameters
+    ----------
+    numerator
+        The same coefficient of the states.
+    scalars
+        The divisor.
+    before
+        The earlier coefficients of the quotient.
+    """
+    for a, state in zip(scalars.coefficients[1:], reversed(before), strict=False):
+        if isinstance(a, Tensor):
+            numerator = torch.addcmul(numerator, a, state, value=-1.0)
+        elif a != 0.0:
+            numerator = torch.sub(numerator, state, alpha=a)
+    first = scalars[0]
+    return numerator if isinstance(first, float) and first == 1.0 else numerator / first
+
+
+def integral(state: Tensor, j: int) -> Tensor:
+    """Return coefficient j of an integral, given coefficient j - 1 of its integrand."""
+    return state if j == 1 else state / j
+
+
+def _primitive(constant: Scalar, inner: Series, factor: Callable[[list[Scalar], int], Scalar]) -> Series:
+    """Solve f' = inner'·w for f with f₀ = constant, where ``factor(f, j)`` is coefficient j of w."""
     f: list[Scalar] = [constant]
     w: list[Scalar] = []
     g = inner.coefficients
     for j in range(1, len(inner)):
-        w.append(slope(f, j - 1))
+        w.append(factor(f, j - 1))
         total: Scalar = 0.0
         for i in range(1, j + 1):
             total = total + i * g[i] * w[j - i]
@@ -118,7 +164,7 @@ def _primitive(constant: Scalar, inner: Series, slope: Callable[[list[Scalar], i
 
 
 def exp(x: T) -> T:
-    """Exponential of a float, tensor or series."""
+    """Return e^x of a float, tensor or series."""
     if isinstance(x, Series):
         return _primitive(exp(x[0]), x, lambda f, j: f[j])
     return torch.exp(x) if isinstance(x, Tensor) else math.exp(x)
@@ -132,7 +178,7 @@ def expm1(x: T) -> T:
 
 
 def log(x: T) -> T:
-    """Natural logarithm."""
+    """Return the natural logarithm."""
     if isinstance(x, Series):
         inverse = 1.0 / x
         return _primitive(log(x[0]), x, lambda _, j: inverse[j])
@@ -148,7 +194,7 @@ def log1p(x: T) -> T:
 
 
 def sqrt(x: T) -> T:
-    """Square root; a series must have a positive constant term."""
+    """Return √x; a series must have a positive constant term."""
     if isinstance(x, Series):
         root: list[Scalar] = [sqrt(x[0])]
         for j in range(1, len(x)):
@@ -159,21 +205,21 @@ def sqrt(x: T) -> T:
 
 
 def sin(x: T) -> T:
-    """Sine."""
+    """Return the sine."""
     if isinstance(x, Series):
         return _circular(x)[0]
     return torch.sin(x) if isinstance(x, Tensor) else math.sin(x)
 
 
 def cos(x: T) -> T:
-    """Cosine."""
+    """Return the cosine."""
     if isinstance(x, Series):
         return _circular(x)[1]
     return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
 
 
 def atan(x: T) -> T:
-    """Inverse tangent."""
+    """Return the inverse tangent."""
     if isinstance(x, Series):
         inverse = 1.0 / (1.0 + x * x)
         return _primitive(atan(x[0]), x, lambda _, j: inverse[j])
@@ -190,32 +236,32 @@ def _circular(x: Series) -> tuple[Series, Series]:
 
 
 def taylor(f: Callable[[Series], Series], at: Scalar, length: int) -> Series:
-    """Return the first ``length`` Taylor coefficients of f about ``at``."""
+    """Return the first ``length`` Taylor coefficients of f at ``at``."""
     return f(Series.variable(at, length))
 
 
 def derivative(f: Callable[[Series], Series], at: Scalar) -> Scalar:
-    """Return f'(at), exactly."""
+    """Return f'(at) by series arithmetic, to rounding."""
     return taylor(f, at, 2)[1]
 
 
 class Exponential:
-    """The exponentials of an array of power series, up to one common factor, a coefficient at a time.
+    """The exponentials of an array of power series up to one common factor, a coefficient at a time.
 
     Push the coefficients ℓ₀, ℓ₁, … of the exponents in order; each push returns the same coefficient of
     e = exp(ℓ - max ℓ₀), which from e' = ℓ' e is
 
         e_j = Σ_{i=1..j} (i/j) ℓ_i e_{j-i}.
 
-    The common factor is meant to drop out of a quotient such as Σ e m / Σ e, and so would one common to the
-    e_j with j > 0: whoever pushes should take a value near the largest exponents off every ℓ_j, or the
-    coefficients grow only to cancel.
+    A common factor cancels in a quotient such as Σ e m / Σ e. A common term of the ℓ_j with j > 0 cancels
+    there too, but it makes the coefficients e_j grow and costs digits. So the caller should subtract from
+    every ℓ_j, j > 0, a value close to those of the largest exponents.
 
     Parameters
     ----------
     dim
-        The axis along which ℓ₀ is compared. Where exp(ℓ₀) is negligible beside the greatest, so are its
-        derivatives, and both are replaced by (almost) nothing.
+        The axis along which the maximum of ℓ₀ is taken. Values of exp(ℓ₀ - max ℓ₀) far below rounding error
+        are raised to a floor; with their derivatives they are set to zero from order 2 on.
     """
 
     def __init__(self, dim: int) -> None:
@@ -224,17 +270,18 @@ class Exponential:
         self._values: list[Tensor] = []
 
     def push(self, exponents: Tensor) -> Tensor:
-        """Take the next coefficient of the exponents, which is kept and may be overwritten."""
+        """Take the next coefficient of the exponents; the array is kept and may be overwritten."""
         j = len(self._values)
         if j == 0:
-            # Far below every rounding error, yet far above the denormal numbers, on which exp and every
-            # later product are several times slower.
+            # The floor is far below rounding error and far above the denormal numbers, on which exp and
+            # products are several times slower.
             floor = 0.9 * math.log(torch.finfo(exponents.dtype).tiny)
             exponents -= exponents.amax(self._dim, keepdim=True)
             value = exponents.clamp_(min=floor).exp_()
         else:
             if j == 2:
-                # A component on the floor may have any rate, with powers of which the floor must not grow.
+                # Coefficients of a component on the floor would grow with powers of its rate, which can be
+                # arbitrarily large.
                 floor = math.exp(0.8999 * math.log(torch.finfo(exponents.dtype).tiny))
                 torch.threshold_(self._values[0], floor, 0.0)
                 torch.mul(self._exponents[1], self._values[0], out=self._values[1])

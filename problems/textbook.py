@@ -1,4 +1,4 @@
-"""Problems with a solution in closed form."""
+"""A problem whose flow is known in closed form: one Gaussian."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from problems.series import Scalar, Series, convolve, sqrt
 
 
 class Gaussian(Source, Problem):
-    """One Gaussian N(μ, s²I): ε = γ (x̄ - μ)/(s² + γ²), and the flow is known in closed form.
+    """One Gaussian N(μ, s²I): ε = γ (x̄ - μ)/(s² + γ²), with the flow in closed form.
 
-    With s = 0 (a single data point) DDIM is exact.
+    For s = 0, a single data point, DDIM is exact.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Gaussian(Source, Problem):
 
     @property
     def component_std(self) -> float:
-        """Half of s: in the form for s itself the flow is a straight line, all its series rounding errors."""
+        """Half of s: preconditioned with s, the flow is a straight line and its series is rounding error."""
         return 0.5 * self.std
 
     @property
@@ -45,7 +45,7 @@ class Gaussian(Source, Problem):
 
     @property
     def posterior_variance(self) -> Variance:
-        """Return s²γ²/(s² + γ²)."""
+        """The variance s²γ²/(s² + γ²) of x₀ given x̄, the same in all coordinates."""
 
         def variance(xbar: Tensor, gamma: Scalar) -> Tensor:
             square = torch.as_tensor(gamma, dtype=torch.float64).square()
@@ -70,12 +70,12 @@ class Gaussian(Source, Problem):
         slope = self.std**2 / (variance * root)
         c = (xbar - self.mean.to(xbar)) / root[0]
         yield c * (gamma[0] / root[0])
-        rate = [(i + 1) * gamma[i + 1] for i in range(len(gamma) - 1)]
+        rate = gamma.slope().coefficients
         for j in range(1, len(gamma)):
             yield c * (convolve(rate, slope.coefficients, j - 1) / j)
 
     def _follow_preconditioned(self, std: float, y: Tensor, u: Series) -> Iterator[Tensor]:
-        # y = u μ + c √(1 + (s² - std²) u²): a straight line at std = s.
+        # y = u μ + c √(1 + (s² - std²) u²), a straight line for std = s.
         growth = sqrt(1.0 + (self.std**2 - std**2) * (u * u))
         mean = self.mean.to(y)
         c = (y - u[0] * mean) / growth[0]
@@ -96,9 +96,9 @@ class Gaussian(Source, Problem):
         return Gaussian(self.mean.to(like), self.std, self.schedule)
 
     def solution(self, x: Tensor, t0: Scalar, t1: Scalar) -> Tensor:
-        """Return the exact state at t1 of the flow that is at ``x`` at t0.
+        """Return the exact state at t1 of the trajectory through ``x`` at t0.
 
-        x̄(γ) = μ + (x̄_0 - μ) √((s² + γ²)/(s² + γ_0²)).
+        x̄(γ) = μ + (x̄(γ₀) - μ) √((s² + γ²)/(s² + γ₀²)).
         """
         t0, t1 = align(t0, x), align(t1, x)
         g0, g1 = self.schedule.gamma(t0), self.schedule.gamma(t1)

@@ -1,1 +1,1 @@
-"""Learned image models: data, networks, training and the derivatives of what was learned."""
+"""Learned image models: data, networks, training, and exact and distilled derivatives of networks."""

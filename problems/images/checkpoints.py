@@ -1,7 +1,7 @@
-"""Checkpoints: weights in a safetensors file, and a card beside it that says in JSON what they are.
+"""Checkpoints: weights in a safetensors file, with a card beside it that describes them in JSON.
 
-Reading either executes no code. The card holds the hash of the weights, so two files that do not belong
-together are told apart from two that do.
+Reading either file executes no code. The card contains the hash of the weights, so a mismatch of the two
+files is detected.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from problems.files import atomically
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be used as a checkpoint, told in one sentence."""
+    """A file cannot be used as a checkpoint; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights and what is known about them.
+    """Weights and their card.
 
     Attributes
     ----------
@@ -42,19 +42,19 @@ class Checkpoint:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write ``path`` (weights) and the card beside it, whole or not at all; the card last.
+    """Write the weights and then the card, each file atomically.
 
     Parameters
     ----------
     path
-        Ends in ``.safetensors``.
+        File of the weights, with the suffix ``.safetensors``; the card has the suffix ``.json``.
     tensors
         The weights.
     card
         JSON values.
     """
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    # As bytes: safetensors' own files are for their owner only.
+    # As bytes, because files written by safetensors are readable by their owner only.
     atomically(path, lambda file: file.write_bytes(save_bytes(plain)))
     text = json.dumps({**card, "sha256": _digest(path)}, indent=2) + "\n"
     atomically(path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
@@ -66,14 +66,14 @@ def load(path: Path, kind: str) -> Checkpoint:
     Parameters
     ----------
     path
-        The safetensors file; its card lies beside it, as ``.json``.
+        The safetensors file, with its card beside it as ``.json``.
     kind
-        What it must be: the card's entry of that name.
+        The expected ``kind`` on the card.
 
     Raises
     ------
     CheckpointError
-        If either file is missing or damaged, if they do not belong together or are of another kind.
+        If a file is missing or damaged, if the files do not match, or if they are of another kind.
     """
     beside = path.with_suffix(".json")
     for file in (path, beside):

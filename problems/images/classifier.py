@@ -1,4 +1,4 @@
-"""A small, smooth classifier of images, whose features image errors and Fréchet distances are measured in."""
+"""A small, smooth classifier of images; image errors and Fréchet distances are measured in its features."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from problems.images.checkpoints import CheckpointError
 from problems.images.layers import Conv, Dense, SiLU
 
 SHIPPED = Path(__file__).with_name("weights") / "digits-classifier.safetensors"
-"""The classifier of the digits that comes with the suite; its card is beside it."""
+"""The shipped classifier of the digits; its card is beside it."""
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The architecture of a classifier, as the card of a checkpoint has it.
+    """The architecture of a classifier, as stored in the card of a checkpoint.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class ClassifierConfig:
     channels
         Channels at full resolution; each halving doubles them.
     halvings
-        How often height and width are halved.
+        Number of times that height and width are halved.
     features
         Dimension d of the features.
     classes
@@ -53,11 +53,11 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """A convolutional classifier without kinks: two convolutions at each resolution, SiLU, means of 2 x 2.
+    """A smooth convolutional classifier: at each resolution two convolutions, SiLU, and 2 x 2 averages.
 
-    The features are the last hidden layer, in which the classes are linearly separated. They keep where
-    things are in the image, and differ wherever it does, infinitely smoothly: there are no maxima, and no
-    norms that divide by the contrast.
+    The features are the last hidden layer, in which the classes are linearly separated. They depend on
+    positions in the image, and they are infinitely differentiable functions of it: there is no max pooling
+    and no normalisation by the contrast.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def load(path: Path) -> tuple[Classifier, dict[str, Any]]:
     Parameters
     ----------
     path
-        The safetensors file; its card lies beside it.
+        The safetensors file, with its card beside it.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def load(path: Path) -> tuple[Classifier, dict[str, Any]]:
     Raises
     ------
     CheckpointError
-        If a file cannot be used; executes no code in any case.
+        If a file cannot be used. No code in a file is executed in any case.
     """
     stored = checkpoints.load(path, "classifier")
     try:
@@ -124,8 +124,8 @@ def load(path: Path) -> tuple[Classifier, dict[str, Any]]:
 
 
 def shipped() -> Classifier:
-    """Return the classifier of the digits that comes with the suite, frozen, float32 on the CPU.
+    """Return the shipped classifier of the digits, with 64 features, frozen, float32 on the CPU.
 
-    Its features have 64 dimensions. ``python -m problems.images.classify`` retrains it.
+    ``python -m problems.images.classify`` trains it.
     """
     return load(SHIPPED)[0]

@@ -1,4 +1,4 @@
-"""Train the classifier whose features images are compared in, on all but a share of each class."""
+"""Train the classifier in whose features images are compared, with a share of each class held out."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from problems.images.training import Fitted, Recipe, fit
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Which images of a data set are held out of training.
+    """A random split of a data set into training images and held-out images.
 
     Attributes
     ----------
     share
         Share of every class that is held out, rounded to whole images.
     seed
-        Seed of their choice.
+        Seed of the split.
     """
 
     share: float = 0.2
     seed: int = 0
 
     def of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the indices, ascending, of the images to train on and of those held out.
+        """Return the indices of the training images and of the held-out images, each ascending.
 
         Parameters
         ----------
@@ -55,14 +55,14 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Variation:
-    """How an image is changed, anew whenever it is drawn, into another of its class.
+    """Data augmentation: random changes of an image each time it is drawn.
 
     Attributes
     ----------
     noise
-        Standard deviation of the noise that is added.
+        Standard deviation of added noise.
     shift
-        Most pixels by which it is moved along each axis; its edge fills the gap.
+        Largest shift along each axis, in pixels; the edge of the image fills the gap.
     flip
         Whether half of the images are mirrored.
     """
@@ -72,7 +72,7 @@ class Variation:
     flip: bool = False
 
     def __call__(self, x: Tensor, random: torch.Generator) -> Tensor:
-        """Return images, (N, C, H, W), changed."""
+        """Return changed copies of images, (N, C, H, W)."""
         if self.shift:
             n, _, *sides = x.shape
             wide = functional.pad(x, (self.shift,) * 4, mode="replicate")
@@ -85,14 +85,14 @@ class Variation:
 
 
 class Task(NamedTuple):
-    """What a classifier is trained on, and what it is tested on.
+    """Training data and test data of a classifier.
 
     Attributes
     ----------
     source
-        Images to train on, with their labels.
+        Training images with their labels.
     images, labels
-        Those held out, (N, C, H, W) in [-1, 1], float32, as they are, and (N,).
+        Held-out images, (N, C, H, W) in [-1, 1], float32, without augmentation, and their labels, (N,).
     """
 
     source: Samples
@@ -101,21 +101,21 @@ class Task(NamedTuple):
 
 
 def task(name: str, split: Split, variation: Variation) -> Task:
-    """Return labelled images, split.
+    """Return labelled images, split into training data and test data.
 
     Parameters
     ----------
     name
         ``digits``, or a path (see ``data.load``).
     split
-        Which are held out.
+        The split.
     variation
-        How those to train on are changed.
+        The augmentation of the training images.
 
     Raises
     ------
     UsageError
-        If the data cannot be read, have no labels, or leave nothing to train or to test on.
+        If the data cannot be read, have no labels, or are too few to split.
     """
     if name in MIXTURES:
         raise UsageError(f"{name} has no class labels, without which nothing can be classified")
@@ -158,7 +158,7 @@ def train(
     place: torch.device | None = None,
     quiet: bool = False,
 ) -> tuple[Classifier, Fitted]:
-    """Train a classifier; the loss is the cross entropy.
+    """Train a classifier by the cross entropy.
 
     Parameters
     ----------
@@ -167,17 +167,17 @@ def train(
     source
         Labelled images.
     recipe
-        How.
+        The training recipe.
     state
-        The file from which training goes on when it was cut off.
+        The file from which an interrupted training resumes.
     place
         The device.
     quiet
-        Whether to show no progress.
+        Whether to hide the progress bar.
 
     Returns
     -------
-    The classifier with averaged weights, on the CPU, and the course of its training.
+    The classifier with averaged weights, on the CPU, and the record of its training.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -196,7 +196,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Return the accuracy on images, with Wilson's 95% interval, as the card has it.
+    """Return the number of images, the accuracy and its 95% Wilson interval, as stored in the card.
 
     Parameters
     ----------
@@ -255,7 +255,7 @@ def arguments() -> Parser:
 
 
 def fraction(text: str) -> float:
-    """Read a number between 0 and 1, without them."""
+    """Convert an argument to a number strictly between 0 and 1."""
     value = float(text)
     if not 0.0 < value < 1.0:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
@@ -263,7 +263,7 @@ def fraction(text: str) -> float:
 
 
 def whole(text: str) -> int:
-    """Read a whole number that is not negative."""
+    """Convert an argument to a non-negative integer."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")

@@ -1,4 +1,4 @@
-"""Image data sets by path, read whole or refused with one sentence; nothing in a file is ever executed."""
+"""Image data sets by path, read completely or refused in one sentence; no code in a file is executed."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ CIFAR_CLASSES = 10
 
 
 class DataError(ValueError):
-    """A file is missing, of another kind, damaged or inconsistent; the message names it and says how."""
+    """A file is missing, of another kind, damaged or inconsistent; the message names it and the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """A data set of images held in memory as grey levels.
+    """A data set of images in memory.
 
     Attributes
     ----------
     pixels
-        (N, C, H, W), uint8: grey levels from 0 to ``white``.
+        (N, C, H, W), uint8: levels from 0 to ``white``.
     labels
-        (N,), int64, from 0 to ``classes`` - 1; None where the images have no labels.
+        (N,), int64, from 0 to ``classes`` - 1; None if the images have no labels.
     classes
         Number of classes, 0 without labels.
     name
-        What the data were loaded from, without its folder.
+        Name of the file or folder, without its path.
     white
-        The level that stands for 1; level 0 stands for -1.
+        The level that is mapped to 1; level 0 is mapped to -1.
     """
 
     pixels: Tensor
@@ -75,7 +75,7 @@ class Images:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256, in hex, of everything a model can learn from: shape, white, pixels and labels."""
+        """SHA-256, in hex, of all that training depends on: shape, white, pixels and labels."""
         header = [list(self.pixels.shape), self.white, self.labels is not None]
         digest = hashlib.sha256(json.dumps(header).encode())
         digest.update(self.pixels.cpu().numpy().tobytes())
@@ -90,28 +90,28 @@ def load(source: str | Path, resolution: int | None = None) -> Images:
     Parameters
     ----------
     source
-        One of the following; the contents decide, not the suffix.
+        One of the following. The type of a file is recognised by its contents, not by its suffix.
 
-        - ``"digits"``: scikit-learn's 1,797 digits, (1, 8, 8) in 17 grey levels, no file needed (a folder
-          of that name is ``"./digits"``).
-        - A zip file of PNG and JPEG images, the format of EDM's and GENIE's dataset tool. Labels come from
-          ``dataset.json`` at its root, ``{"labels": [["00000/img00000000.png", 6], ...]}``, one for every
-          image; ``null`` or no such file means no labels.
-        - A folder of PNG and JPEG images, nested at will. Labels come from its ``dataset.json``; without
-          one, from the sorted names of its subfolders if no image lies outside of them.
-        - The official ``cifar-10-python.tar.gz``: its 50,000 training images, in the file's order. The
-          path may go on to a single batch: ``cifar-10-python.tar.gz/test_batch``.
+        - ``"digits"``: scikit-learn's 1,797 digits, (1, 8, 8) in 17 grey levels, without a file (a folder of
+          that name is ``"./digits"``).
+        - A zip file of PNG and JPEG images, the format of EDM's and GENIE's dataset tool. Labels are read
+          from ``dataset.json`` at its root, ``{"labels": [["00000/img00000000.png", 6], ...]}``, one for
+          every image; ``null`` or no such file means no labels.
+        - A folder of PNG and JPEG images at any depth. Labels are read from its ``dataset.json``. Without it,
+          the sorted names of the subfolders are the classes, if all images are in subfolders.
+        - The official ``cifar-10-python.tar.gz``: its 50,000 training images, in the file's order. A single
+          batch is ``cifar-10-python.tar.gz/test_batch``.
 
-        Images in zip files and folders are sorted by name; hidden files and files with other suffixes than
-        .png, .jpg and .jpeg are passed over. Transparency is dropped.
+        Images in zip files and folders are sorted by name. Hidden files and files with suffixes other than
+        .png, .jpg and .jpeg are ignored. Transparency is dropped.
     resolution
-        Side in pixels of the square images wanted, a divisor of the size found: each pixel becomes the
-        mean of a block, rounded to a whole grey level. None keeps the size.
+        Side of the square images in pixels, a divisor of the side in the file. Each pixel becomes the mean of
+        a block, rounded to an integer level. None keeps the size.
 
     Raises
     ------
     DataError
-        If the data cannot be read entirely: there are no partial results.
+        If any part of the data cannot be read; there are no partial results.
     """
     if source == "digits":
         images, labels = digits()
@@ -134,12 +134,12 @@ def load(source: str | Path, resolution: int | None = None) -> Images:
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Turn whatever a decoder raises, which on damaged bytes can be anything, into one sentence."""
+    """Turn any exception into a ``DataError``; decoders of damaged bytes raise exceptions of all kinds."""
     try:
         yield
     except DataError:
         raise
-    except MemoryError as error:  # a damaged length can ask for any amount
+    except MemoryError as error:  # a damaged length field can request any amount
         raise DataError(f"{what} cannot be read: it asks for more memory than there is") from error
     except Exception as error:
         reason = getattr(error, "strerror", None) or "it is damaged, truncated or of another kind"
@@ -177,7 +177,7 @@ def _no_labels(names: Sequence[str]) -> Labels | None:
 
 
 def _subfolders(names: Sequence[str]) -> Labels | None:
-    """Return the number of each image's first-level subfolder, if all images are in subfolders."""
+    """Return the index of each image's first-level subfolder, if all images are in subfolders."""
     if not all("/" in name for name in names):
         return None
     first = {name: name.split("/")[0] for name in names}
@@ -192,7 +192,7 @@ def _read_members(
     unlisted: Callable[[Sequence[str]], Labels | None],
     resolution: int | None,
 ) -> Images:
-    """Read the images among ``members``; ``unlisted`` gives the labels where dataset.json is not there."""
+    """Read the images among ``members``; ``unlisted`` gives the labels if there is no dataset.json."""
     members = set(members)
     names = sorted(name for name in members if _is_image(PurePosixPath(name)))
     if not names:
@@ -212,7 +212,7 @@ def _is_image(name: PurePosixPath) -> bool:
 
 
 def _listed_labels(what: str, read: Callable[[str], bytes], names: Sequence[str]) -> Labels | None:
-    """Read dataset.json, which must label the images ``names``, all of them and no others."""
+    """Read dataset.json, which must label exactly the images ``names``."""
     with _reading(what):
         content = json.loads(read("dataset.json"))
     if not isinstance(content, dict) or "labels" not in content:
@@ -243,7 +243,7 @@ def _listed_labels(what: str, read: Callable[[str], bytes], names: Sequence[str]
 def _decode_all(
     path: Path, names: Sequence[str], read: Callable[[str], bytes], resolution: int | None
 ) -> Pixels:
-    """Decode images of one size to (N, C, H, W)."""
+    """Decode images to (N, C, H, W); all must have one size."""
     decoded: list[Pixels] = []
     shape: tuple[int, ...] | None = None
     for name in names:
@@ -263,7 +263,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def _decode(what: str, name: str, read: Callable[[str], bytes]) -> Pixels:
-    """Decode a PNG or JPEG image to (1, H, W) if it is grey, to (3, H, W) if not."""
+    """Decode a PNG or JPEG image to (1, H, W) if it is grey, else to (3, H, W)."""
     with _reading(what), Image.open(io.BytesIO(read(name)), formats=("PNG", "JPEG")) as image:
         if image.mode not in GREY | COLOUR:
             raise DataError(f"{what} has pixels of mode {image.mode}; save it with 8 bits per channel")
@@ -275,7 +275,7 @@ def _decode(what: str, name: str, read: Callable[[str], bytes]) -> Pixels:
 
 
 class _Record:
-    """Stands for any object in a pickle: keeps its arguments and its state, and does nothing."""
+    """Replaces an object in a pickle: stores its arguments and its state, and executes nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -286,7 +286,7 @@ class _Record:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads numbers, strings and arrays of a pickle; what it names is not imported, arrays are records."""
+    """Reads numbers, strings and arrays of a pickle without imports; arrays become records."""
 
     ARRAYS = frozenset(
         [
@@ -304,14 +304,14 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) in self.ARRAYS:
             return _Record
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes the bytes of Python 3
+        if (module, name) == ("_codecs", "encode"):  # protocol 2 writes bytes this way
             return lambda text, encoding: str.encode(text, "latin-1")
         wanted = f"{module}.{name}"
         raise DataError(f"{self.what} asks for {wanted!r}, which image data do not need, and is refused")
 
 
 def _read_cifar(path: Path, batches: Sequence[str], resolution: int | None, name: str) -> Images:
-    """Read the named batches of CIFAR-10's Python version, wherever in the archive they are."""
+    """Read the named batches of CIFAR-10's Python version, in any folder of the archive."""
     content: dict[str, bytes] = {}
     with _reading(str(path)), gzip.open(path) as stream:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -319,7 +319,7 @@ def _read_cifar(path: Path, batches: Sequence[str], resolution: int | None, name
                 file = archive.extractfile(member) if member.isfile() else None
                 if file and (key := PurePosixPath(member.name).name) in batches:
                     content[key] = file.read()
-        while stream.read(1 << 20):  # the checksum comes last
+        while stream.read(1 << 20):  # to the end of the stream, where the checksum is
             pass
     for batch in batches:
         if batch not in content:

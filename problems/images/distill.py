@@ -1,7 +1,7 @@
-"""Distil the derivative of a score network into a head (Sec. 3.1, Alg. 1), resumable at any moment.
+"""Distil the derivative of a score network into a head (Sec. 3.1, Alg. 1), with resumable training.
 
-The target is dε/dγ of the network along its own flow, by one exact Jacobian-vector product for each sample.
-The ablations of Table 2 and the derivative-free objective of App. D are options.
+The target is dε/dγ of the network along its own flow, one exact Jacobian-vector product per sample. The
+ablations of Table 2 and the derivative-free objective of App. D are options.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from problems.series import Series, sqrt
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "gamma2": torch.square,
     "one": torch.ones_like,
-    # A step of length h, about proportional to γ, adds h²/2 times the error of dε/dγ to x̄, and the flow
-    # shrinks that by about (1 + γ²)^(-1/2) on the way to its end.
+    # A step of size h, roughly proportional to γ, adds h²/2 times the error of dε/dγ to x̄. The flow reduces
+    # this error by about (1 + γ²)^(-1/2) at its end.
     "end-point": lambda gamma: gamma**4 / (1.0 + gamma**2),
 }
-"""The weight of the loss as a function of γ: Eq. 15's, "no weighting" of Table 2, and one by effect."""
+"""Weights of the loss as functions of γ: Eq. 15, "no weighting" of Table 2, and the effect on end points."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a head is trained towards.
+    """The training objective of a head.
 
     Attributes
     ----------
     weight
         Weight of the squared error: a name in ``WEIGHTS``.
     noise_input
-        Whether the head is fed the noise that made the sample, as in the authors' code, instead of the
-        network's own ε, which is what it is fed when sampling (Eq. 14).
+        Whether the input of the head is the noise in the sample, as in the authors' code, instead of the
+        network's ε, which is the input when sampling (Eq. 14).
     derivative_free
-        Whether the target is the unbiased estimate of App. D (Eq. 72, its last term divided by σ²) of the
-        spatial derivative, which is exact only for an exact score, instead of the derivative itself. The
-        derivative in time alone is exact in both.
+        Whether the spatial part of the target is the estimate of App. D (Eq. 72, its last term divided by σ²)
+        instead of the exact derivative. The estimate is unbiased for an exact score only. The derivative in
+        time at fixed x is exact in both.
     """
 
     weight: str = "gamma2"
@@ -64,7 +64,7 @@ class Objective:
 def targets(
     network: ScoreNetwork, xbar: Tensor, gamma: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, Tensor, Expansion]:
-    """Return ε, dε/dγ along the flow, and the expansion with features and embedding.
+    """Return ε, dε/dγ along the flow, and the expansion, which contains features and embedding.
 
     Parameters
     ----------
@@ -84,17 +84,17 @@ def targets(
 def derivative_free_targets(
     network: ScoreNetwork, xbar: Tensor, gamma: Tensor, labels: Tensor | None, noise: Tensor
 ) -> tuple[Tensor, Tensor, Expansion]:
-    """Return ε, an estimate of dε/dγ whose expectation is right for an exact score, and the expansion.
+    """Return ε, an estimate of dε/dγ that is unbiased for an exact score, and the expansion.
 
     With v = -σ dx/dγ and the score s = -ε/σ, the mean of (1/σ²)(noise noiseᵀ - 1) v - s sᵀ v given x_t is the
-    derivative of ε in the direction dx/dγ (App. D). To it comes the derivative in γ at fixed x.
+    derivative of ε in the direction dx/dγ (App. D). The derivative in γ at fixed x is added to it.
 
     Parameters
     ----------
     network, xbar, gamma, labels
         As in ``targets``.
     noise
-        The noise that made the sample: x̄ = x₀ + γ noise.
+        The noise in the sample: x̄ = x₀ + γ noise.
     """
     path = Series.variable(gamma, 2)
     one = sqrt(1.0 + path * path)
@@ -119,7 +119,7 @@ def distil(
     forget: float = 0.1,
     quiet: bool = False,
 ) -> tuple[Head, Fitted]:
-    """Train a head on a score network, which stays as it is.
+    """Train a head on a score network, which is not changed.
 
     Parameters
     ----------
@@ -128,23 +128,23 @@ def distil(
     config
         Architecture of the head.
     source
-        The data of the network.
+        The training data of the network.
     recipe
-        How.
+        The training recipe.
     state
-        The file from which training goes on when it was cut off.
+        The file from which an interrupted training resumes.
     objective
-        What for; the paper's by default.
+        The objective; the paper's by default.
     place
         The device.
     forget
         Share of the labels that are hidden.
     quiet
-        Whether to show no progress.
+        Whether to hide the progress bar.
 
     Returns
     -------
-    The head with averaged weights, on the CPU, and the course of its training.
+    The head with averaged weights, on the CPU, and the record of its training.
     """
     aim = objective or Objective()
     schedule, shape = network.schedule, network.config
@@ -179,7 +179,7 @@ def distil(
 
 
 RECIPE = Recipe(steps=2000, batch=128, lr=2e-3, ema=0.99)
-"""The default for the digits: a minute and a half."""
+"""The default for the digits; takes a minute and a half on one CPU core."""
 
 
 def arguments() -> Parser:

@@ -1,4 +1,4 @@
-"""Classifier-free guidance of a class-conditional network as a problem of its own."""
+"""Classifier-free guidance of a class-conditional network as a problem."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from problems.bill import Tariff
 from problems.images.score import Learned
-from problems.score import Problem, Tariff
+from problems.score import Problem
 from problems.wrappers import Guided
 
 
 class InTurn(Learned):
-    """A class-conditional network whose n-th state is of class n modulo the number of classes.
+    """A class-conditional network; the class of state n is n modulo the number of classes.
 
     Parameters
     ----------
@@ -24,8 +25,10 @@ class InTurn(Learned):
     Raises
     ------
     ValueError
-        If it knows no classes.
+        If the network has no classes.
     """
+
+    positional = True
 
     def __init__(self, learned: Learned) -> None:
         if not learned.network.config.classes:
@@ -33,13 +36,8 @@ class InTurn(Learned):
         super().__init__(learned.network, head=learned.head, tariff=learned.tariff)
         self.labels = None
 
-    @property
-    def positional(self) -> bool:
-        """True: classes come in turn."""
-        return True
-
     def labels_of(self, n: int) -> Tensor:
-        """Return the classes 0, 1, … in turn, or those of a part, (n,)."""
+        """Return the classes 0, 1, … in turn, or the classes of a part, (n,)."""
         if self.labels is not None:
             return self.labels
         device = next(self.network.parameters()).device
@@ -59,7 +57,7 @@ class GuidedImages(Guided, Problem):
     Raises
     ------
     ValueError
-        If the network knows no classes.
+        If the network has no classes.
     """
 
     def __init__(self, learned: Learned, w: float) -> None:
@@ -78,16 +76,16 @@ class GuidedImages(Guided, Problem):
 
     @property
     def tariff(self) -> Tariff:
-        """What derivatives of the network cost."""
+        """Prices of derivatives of the network."""
         return self._learned.tariff
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """The weights and the scale."""
+        """The ``parts`` of the network, and the scale."""
         return (*self._learned.parts, str(self.w), InTurn)
 
     def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` of the images that the network was trained on, of all classes, diffused to t."""
+        """Draw ``n`` training images of all classes, diffused to t; see ``Learned.sample``."""
         return self._learned.sample(n, t, generator)
 
     def to(self, like: Tensor) -> Self:

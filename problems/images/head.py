@@ -1,4 +1,4 @@
-"""The head that GENIE distils: a small network on top of the score network, for dε/dγ along the flow."""
+"""The head of GENIE: a small network on top of the score network that predicts dε/dγ along the flow."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Combine = Callable[[ScoreNetwork, Sequence[Tensor], Tensor, Tensor, Scalar], Ten
 
 @dataclass(frozen=True)
 class Parameterisation:
-    """How dε/dγ is made of the outputs of a head.
+    """How dε/dγ is computed from the outputs of a head.
 
     Attributes
     ----------
     outputs
-        How many outputs it takes, each of the shape of the images.
+        Number of outputs, each of the shape of the images.
     combine
-        Makes dε/dγ from the score network, the outputs, x̄, ε and γ.
+        Returns dε/dγ from the score network, the outputs, x̄, ε and γ.
     """
 
     outputs: int
@@ -48,28 +48,28 @@ def _residual(network: ScoreNetwork, k: Sequence[Tensor], xbar: Tensor, eps: Ten
 
 
 PARAMETERISATIONS = {
-    # Eqs. 14 and 66: the three terms of the derivative for a single data point, each with a coefficient.
+    # Eqs. 14 and 66: the outputs are the coefficients of the three terms of a single data point's derivative.
     "mixed": Parameterisation(3, _mixed),
-    # Table 2, "no mixed": the derivative itself.
+    # Table 2, "no mixed": the output is the derivative.
     "plain": Parameterisation(1, _plain),
-    # ε = skip x̄ + gain F, differentiated: everything but dF/d(log γ) is known.
+    # The output is dF/d(log γ) in the derivative of ε = skip x̄ + gain F; the other terms are known.
     "residual": Parameterisation(1, _residual),
 }
-"""By name. The first is the paper's; the last one follows from what the score network predicts."""
+"""Parameterisations by name: the paper's, its ablation, and one after the preconditioning of the network."""
 
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The architecture of a head, as the card of a checkpoint has it.
+    """The architecture of a head, as stored in the card of a checkpoint.
 
     Attributes
     ----------
     channels
-        Channels inside.
+        Channels of the hidden layers.
     blocks
         Residual blocks; two are the "bigger model" of Table 2.
     parameterisation
-        What the outputs are: a name in ``PARAMETERISATIONS``.
+        The meaning of the outputs: a name in ``PARAMETERISATIONS``.
     """
 
     channels: int = 16
@@ -96,7 +96,7 @@ class Head(nn.Module):
     colours
         Channels of the images.
     features
-        Channels of the score network's last features, a quarter of the dimension of its embedding.
+        Channels of the score network's last features; the dimension of its embedding is four times this.
     """
 
     def __init__(self, config: HeadConfig, colours: int, features: int) -> None:
@@ -128,7 +128,7 @@ class Head(nn.Module):
         xbar, gamma
             States x/α, (N, colours, H, W), and their noise-to-signal ratio.
         eps, features, embedding
-            What the score network says there: ε, its last features and its embedding of the time.
+            ε, the last features and the embedding of the score network at this state.
         """
         x = xbar * (1.0 + gamma * gamma) ** -0.5
         h = self.stem(torch.cat([features, x, eps], 1))

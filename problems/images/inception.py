@@ -1,12 +1,12 @@
-"""The Inception-v3 network in whose features the Fréchet inception distance (FID) is measured.
+"""The Inception-v3 network of the Fréchet inception distance (FID).
 
-Szegedy et al. (2016) describe the network, Heusel et al. (2017) the distance. The weights of 2015 belong to
-a variant of it: means over a neighbourhood leave out the padding, the last block takes maxima instead, ε is
-1e-3 in the normalisation, and there are 1,008 classes. All parameters are named as in the public file of
-these weights for PyTorch, ``pt_inception-2015-12-05-6726825d.pth``.
+Szegedy et al. (2016) describe the network, Heusel et al. (2017) the distance. The weights of 2015 are for a
+variant: average pooling excludes the padding, the last block has max pooling instead, ε is 1e-3 in the
+normalisation, and there are 1,008 classes. All parameters are named as in the public file of these weights
+for PyTorch, ``pt_inception-2015-12-05-6726825d.pth``.
 
-Images are resized as PyTorch does it, and so pytorch-fid. torch-fidelity does it as TensorFlow 1 did, which
-mixed up corners and centres of pixels: its features of small images differ a little.
+Images are resized as in PyTorch and pytorch-fid. torch-fidelity resizes as in TensorFlow 1, which confused
+corners and centres of pixels, so its features of small images differ slightly.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from problems.images import checkpoints
 from problems.images.checkpoints import CheckpointError
 
 SIZE = 299
-"""Height and width of the images that the network looks at."""
+"""Height and width of the images at the input of the network."""
 
 CLASSES = 1008
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 """Name of the public file of weights."""
 
-# The blocks are those of the paper's figures 5, 6 and 7, and two that halve height and width between them.
-# A step 64@1x7 is a convolution to 64 channels, of height 1 and width 7, that keeps height and width of its
-# input; one that ends in /s has stride s and no padding. Both sides of a + see the same input.
+# The blocks are those of the paper's figures 5, 6 and 7, with two blocks between them that halve height and
+# width. A step 64@1x7 is a convolution of height 1 and width 7 to 64 channels that keeps height and width; a
+# step that ends in /s has stride s and no padding. Both sides of a + have the same input.
 STEM = {
     "Conv2d_1a_3x3": "32@3x3/2",
     "Conv2d_2a_3x3": "32@3x3/1",
@@ -100,14 +100,14 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Convolution(nn.Sequential):
-    """A convolution without bias, normalised and rectified.
+    """A convolution without bias, batch normalisation and ReLU.
 
     Parameters
     ----------
     inputs
         Channels of the input.
     text
-        The step.
+        The step, such as ``64@1x7`` or ``32@3x3/2``.
 
     Attributes
     ----------
@@ -136,9 +136,9 @@ class Chain:
     owner
         The module in which the convolutions are registered.
     name
-        What they are called there: numbered if several follow each other, lettered if they are parallel.
+        Prefix of their names; consecutive convolutions are numbered, parallel ones lettered.
     text
-        The steps.
+        The steps, separated by spaces.
     inputs
         Channels of the input.
 
@@ -171,14 +171,14 @@ class Chain:
 
 
 class Block(nn.Module):
-    """Chains side by side: all see the same input, and their outputs are stacked.
+    """Parallel chains with the same input; their outputs are concatenated.
 
     Parameters
     ----------
     inputs
         Channels of the input.
     chains
-        The steps of each by its name.
+        The steps of each chain by its name.
 
     Attributes
     ----------
@@ -220,8 +220,8 @@ class Inception(nn.Module):
         ----------
         x
             Images in [-1, 1] of any size, (N, 3, H, W) or grey (N, 1, H, W), in the dtype and on the device
-            of the weights. Linear interpolation between the centres of pixels makes them 299 x 299, without
-            a filter where that makes them smaller.
+            of the weights. They are resized to 299 x 299 by linear interpolation between the centres of
+            pixels, without a low-pass filter for larger images.
 
         Returns
         -------
@@ -239,7 +239,7 @@ class Inception(nn.Module):
 
 
 def load(path: Path) -> Inception:
-    """Read the weights that a user has.
+    """Read the network from a file of its weights.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ def load(path: Path) -> Inception:
     Raises
     ------
     CheckpointError
-        If the file cannot be used; executes no code in any case.
+        If the file cannot be used. No code in a file is executed in any case.
     """
     advice = f"use {WEIGHTS}, the weights that pytorch-fid takes, or a .safetensors file of the same tensors"
     if path.suffix not in READERS:
@@ -262,12 +262,12 @@ def load(path: Path) -> Inception:
         raise CheckpointError(f"{path} is missing; {advice}")
     try:
         found = dict(READERS[path.suffix](path))
-    except Exception:  # whatever a reader of archives or pickles meets in what is none
+    except Exception:  # readers of archives and pickles raise exceptions of all kinds on other files
         raise CheckpointError(f"{path} is damaged, or holds more than weights; {advice}") from None
     with torch.device("meta"):
         network = Inception()
     wanted = network.state_dict()
-    # Of use in training alone, and not in every file.
+    # These are used in training only, and not in every file.
     counters = {name: torch.zeros(()) for name in wanted if name.endswith(".num_batches_tracked")}
     found |= counters
     odd = [n for n in wanted.keys() | found.keys() if not _alike(found.get(n), wanted.get(n))]
@@ -291,7 +291,7 @@ READERS: dict[str, Callable[[Path], Mapping[str, Tensor]]] = {
     ".pth": _unpickled,
     ".safetensors": lambda path: checkpoints.read(path)[0],
 }
-"""How a file is read, by its suffix."""
+"""Readers of files by suffix."""
 
 
 def _alike(found: object, wanted: Tensor | None) -> bool:

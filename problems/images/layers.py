@@ -1,10 +1,10 @@
 """Layers that act on the Taylor coefficients of their input, one after the other.
 
-Where an input moves along a path x₀ + x₁h + x₂h² + …, so does the output of a layer. A linear layer maps
-each coefficient by itself. For a nonlinear one, coefficient j of the output follows from those of the input
-up to j by a recurrence (Griewank & Walther 2008, ch. 13), so these have to be remembered, outside the layer:
-on a ``Tape``. A network is written once. Its plain evaluation is the pass of coefficient 0, and the pass of
-coefficient j costs little more than that one, whatever j.
+If the input of a layer moves along a path x₀ + x₁h + x₂h² + …, so does its output. A linear layer maps each
+coefficient by itself. For a nonlinear one, coefficient j of the output follows from coefficients 0 to j of
+the input by a recurrence (Griewank & Walther 2008, ch. 13). The earlier coefficients are remembered outside
+the layer, on a ``Tape``. A network is written once: its plain evaluation is the pass of coefficient 0, and
+the pass of coefficient j costs little more, for every j.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ S = TypeVar("S")
 
 
 class Tape:
-    """What the nonlinear layers of one network remember of one path.
+    """The memory of the nonlinear layers of one network for one path.
 
-    Every pass of the network takes the coefficient after the one before. In each the layers come in the same
-    order, so that each finds what is its own.
+    Each pass of the network maps the next coefficient. The layers are called in the same order in every pass,
+    and this order identifies their memories.
 
     Attributes
     ----------
     order
-        Index of the coefficient that is passing; -1 before the first.
+        Index of the coefficient of the current pass; -1 before the first.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Tape:
         self._next = 0
 
     def recall(self, make: Callable[[], S]) -> S:
-        """Return the memory of the layer that asks, made by ``make`` in the first pass."""
+        """Return the memory of the calling layer; ``make`` creates it in the first pass."""
         if self.order == 0:
             self._memories.append(make())
         self._next += 1
@@ -52,7 +52,7 @@ class Tape:
 
 
 class Conv(nn.Conv2d):
-    """A convolution that keeps height and width; its bias belongs to coefficient 0.
+    """A convolution that keeps height and width; the bias is added to coefficient 0 only.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class Conv(nn.Conv2d):
 
 
 class Dense(nn.Linear):
-    """A linear map; its bias belongs to coefficient 0."""
+    """A linear map; the bias is added to coefficient 0 only."""
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         """Map a coefficient, (N, inputs), to (N, outputs)."""
@@ -81,14 +81,14 @@ class Dense(nn.Linear):
 
 
 class SiLU(nn.Module):
-    """x·sigmoid(x), for any shape.
+    """The activation f(x) = x·sigmoid(x), for any shape.
 
     With d = f'(x(h)), coefficient j of f(x(h)) is Σ_{i=1..j} (i/j) xᵢ d_{j-i}. The last term, with d₀, is
-    linear in xⱼ, and torch has a kernel for it.
+    linear in xⱼ; torch's kernel for the backward pass computes it.
     """
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
-        """Map a coefficient."""
+        """Map a coefficient, any shape."""
         if tape is None:
             return functional.silu(x)
         memory = tape.recall(_Sigmoid)
@@ -104,9 +104,9 @@ class SiLU(nn.Module):
 
 
 class _Sigmoid:
-    """Series of s = sigmoid(x), w = s - s² (which is s'/x') and d = s + x w (which is (x s)'/x').
+    """Series of s = sigmoid(x), w = s - s² = s'/x' and d = s + x w = (x s)'/x'.
 
-    Products with w₀, which all the newest coefficients have, are what torch has a kernel for.
+    Torch's kernel for the backward pass of the sigmoid computes the products with w₀.
     """
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ class _Sigmoid:
         self._d: list[Tensor] = []
 
     def slope(self, k: int) -> Tensor:
-        """Return coefficient k ≥ 1 of d, for which coefficients 0 … k of x must be known."""
+        """Return coefficient k ≥ 1 of d; coefficients 0 … k of x must be known."""
         if not self._s:
             self._s.append(torch.sigmoid(self.path[0]))
         while len(self._d) < k:
@@ -141,13 +141,13 @@ class _Sigmoid:
 class GroupNorm(nn.GroupNorm):
     """Normalisation over groups of channels, (N, C, H, W).
 
-    The normalised input is c r, with c the input less its mean and r = (mean c² + ε)^(-1/2) one number for
-    each group. Its derivative with respect to the input is a symmetric matrix, so the kernel that torch has
-    for the backward pass gives the term that is linear in the newest coefficient.
+    The normalised input is c r, with c the input minus its mean and r = (mean c² + ε)^(-1/2), one number per
+    group. Its Jacobian is symmetric, so torch's kernel for the backward pass computes the term that is linear
+    in the newest coefficient.
     """
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
-        """Map a coefficient."""
+        """Map a coefficient, (N, C, H, W)."""
         if tape is None:
             return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         memory = tape.recall(lambda: _Normaliser(self.num_groups))
@@ -169,9 +169,9 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _Normaliser:
-    """Series of c = x - mean x, v = mean c² + ε, r = v^(-1/2); of c the means of x and of products alone.
+    """Series of c = x - mean x, v = mean c² + ε and r = v^(-1/2).
 
-    Whatever is one number for each group has shape (N, groups, 1).
+    c itself is not stored, only x and the means. Numbers per group have shape (N, groups, 1).
     """
 
     def __init__(self, groups: int) -> None:
@@ -185,7 +185,7 @@ class _Normaliser:
         self._r: list[Tensor] = []
 
     def add_rest(self, value: Tensor) -> None:
-        """Add coefficient j of c r without what is linear in x_j, j being the number of known ones."""
+        """Add coefficient j of c r without its term linear in x_j, where j coefficients of x are known."""
         for k in range(len(self._x), len(self.path)):
             self._append(k)
         j, r = len(self._x), self._r
@@ -214,7 +214,7 @@ class _Normaliser:
         return dots / x.shape[-1] - self._means[i] * self._means[k]
 
     def _square(self, k: int) -> Tensor:
-        """Return coefficient k of mean c² without the two products that have c_k in them."""
+        """Return coefficient k of mean c² without the two products that contain c_k."""
         total = torch.zeros_like(self._r[0])
         for i in range(1, k):
             total = total + self._product(i, k - i)
@@ -230,9 +230,9 @@ class _Normaliser:
 
 
 def nestable(network: nn.Module) -> nn.Module:
-    """Make the activations of a network differentiable any number of times by forward mode, in place.
+    """Replace the activations of a network by ones that nested forward mode can differentiate, in place.
 
-    The derivative of torch's own SiLU has no forward-mode rule.
+    Under no_grad the derivative of torch's SiLU has no forward-mode rule.
     """
     for name, layer in network.named_children():
         if isinstance(layer, SiLU):

@@ -1,4 +1,4 @@
-"""What derivatives of a network cost, timed as in App. C.2.5, in evaluations of the network."""
+"""The cost of derivatives of a network in evaluations of the network, timed as in App. C.2.5."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from problems.bill import Tariff
 from problems.images.score import Learned
-from problems.score import Model, Tariff
+from problems.score import Model
 
 WARM_UPS, PASSES = 5, 50
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per pass.
+    """The duration of each pass.
 
     Attributes
     ----------
@@ -30,19 +31,19 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """The median."""
+        """The median duration, in seconds."""
         return statistics.median(self.seconds)
 
 
 def timings(actions: dict[str, Callable[[], object]], device: torch.device) -> dict[str, Timing]:
-    """Time actions in turn, so that whatever else the machine does is shared among them.
+    """Time several actions in turn, so that other load on the machine affects all of them alike.
 
     Parameters
     ----------
     actions
-        What to time, by name: 5 passes to warm up, then 50 timed ones, all actions in every pass.
+        The actions by name. There are 5 warm-up passes and 50 timed ones, with all actions in every pass.
     device
-        Where they run; a GPU is waited for.
+        The device of the actions; a GPU is synchronised before and after each.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for n in range(WARM_UPS + PASSES):
@@ -57,7 +58,7 @@ def timings(actions: dict[str, Callable[[], object]], device: torch.device) -> d
 
 
 def passes(model: Learned, batch: int, t: float = 0.3) -> dict[str, Callable[[], object]]:
-    """Return the evaluations to time: plain, with the head, with one, two and three exact derivatives."""
+    """Return the evaluations to time: ε, ε with the head, ε with one, two and three exact derivatives."""
     network = next(model.network.parameters())
     x = torch.randn((batch, *model.event_shape), dtype=network.dtype, device=network.device)
 
@@ -69,18 +70,19 @@ def passes(model: Learned, batch: int, t: float = 0.3) -> dict[str, Callable[[],
         return action
 
     actions: dict[str, Callable[[], object]] = {"eps": take(model, 1)}
-    if model.head is not None:
-        actions["head"] = take(model.distilled, 2)
+    distilled = model.distilled
+    if distilled is not None:
+        actions["head"] = take(distilled, 2)
     return actions | {f"jet{p}": take(model, p + 1) for p in (1, 2, 3)}
 
 
 def tariff(model: Learned, batch: int = 128) -> Tariff:
-    """Return what a Jacobian-vector product and a call of the head cost beside an evaluation.
+    """Return the measured prices of a Jacobian-vector product and of a call of the head.
 
     Parameters
     ----------
     model
-        The network and its head.
+        The network, with its head if it has one.
     batch
         Samples per pass.
     """

@@ -1,4 +1,4 @@
-"""Score networks as models: their jets by Taylor series layer by layer, or by a distilled head."""
+"""Score networks as models, with jets by Taylor series layer by layer or by a distilled head."""
 
 from __future__ import annotations
 
@@ -13,48 +13,54 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from problems.autodiff import Autodiff
+from problems.bill import Bill, Tariff
 from problems.images import checkpoints
 from problems.images.checkpoints import Checkpoint, CheckpointError
 from problems.images.head import Head, HeadConfig
 from problems.images.layers import Tape, nestable
 from problems.images.sources import Samples, samples
 from problems.images.unet import Config, Expansion, ScoreNetwork
+from problems.posterior import Variance
 from problems.schedule import EDM, VE, VP, CosineVP, Schedule
-from problems.score import Autodiff, Bill, Problem, Push, Source, Tariff, like
+from problems.score import Problem, Push, Source, like
 from problems.series import Scalar, Series
 from problems.wrappers import Wrapper
 
 REMEMBERED = 2**18
-"""Numbers in the largest activation of a block of states, on a CPU.
+"""Most numbers in the largest activation of a block of states on a CPU.
 
-More would leave its caches, and their memory would be asked of the system, and given back, in every pass.
+Larger blocks exceed the CPU's caches, and their memory is requested from and returned to the system in every
+pass.
 """
 
 C = TypeVar("C", Config, HeadConfig)
 
 
 class Learned(Source, Problem):
-    """A score network with its exact derivatives along any path, by Taylor series layer by layer.
+    """A score network with exact derivatives along any path, by Taylor series layer by layer.
 
     Parameters
     ----------
     network
         The network; it is copied, and the copy is frozen.
     labels
-        Whose score it is, if the network is conditional: one class, or one for each state, (N,). None is
-        that of all classes.
+        The class of a conditional network: one for all states, or one for each, shape (N,). None is the
+        unconditional score.
     head
-        The head that was distilled from it, if there is one; see ``distilled``.
+        The head that was distilled from the network, if any; see ``distilled``.
     data
-        Returns what it was trained on, for ``sample``.
+        Returns the training data, for ``sample``.
     tariff
-        What derivatives cost in evaluations of the network.
+        Prices of derivatives in evaluations of the network.
 
     Raises
     ------
     ValueError
-        If there is no such class.
+        If a label is not a class of the network.
     """
+
+    jet_order = 3
 
     def __init__(
         self,
@@ -87,45 +93,35 @@ class Learned(Source, Problem):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the network, in which states of any are evaluated."""
+        """The precision of the network, in which states of any precision are evaluated."""
         return next(self.network.parameters()).dtype
 
     @property
     def tariff(self) -> Tariff:
-        """What derivatives cost, as it was measured when the head was distilled."""
+        """Prices of derivatives, measured when the head was distilled."""
         return self._tariff
 
     @property
-    def jet_order(self) -> int:
-        """3: each further derivative costs more than the plain network."""
-        return 3
+    def distilled(self) -> Distilled | None:
+        """The same ε with its first derivative by the head; None without a head."""
+        return None if self.head is None else Distilled(self, self.head)
 
-    @property
-    def distilled(self) -> Distilled:
-        """The same score, with its derivative by the head.
-
-        Raises
-        ------
-        ValueError
-            If there is no head.
-        """
-        if self.head is None:
-            raise ValueError(
-                "this network has no distilled head; train one by python -m problems.images.distill"
-            )
-        return Distilled(self, self.head)
+    @functools.cached_property
+    def average_variance(self) -> Variance | None:
+        """The average variance of x₀ given a state; None without data or with a label for each state."""
+        return None if self._data is None else super().average_variance
 
     def labelled(self, labels: int | Tensor | None) -> Learned:
-        """Return the score of other classes, by the same network and with a bill of its own."""
+        """Return the score of other classes by the same network, with a bill of its own."""
         return Learned(self.network, labels, self.head, self._data, self._tariff)
 
     def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` of the images that it was trained on, of all classes, diffused to t; float64.
+        """Draw ``n`` training images of all classes, diffused to t; float64.
 
         Raises
         ------
         ValueError
-            If they are not at hand.
+            If the training data are not available.
         """
         if self._data is None:
             raise ValueError("the images that this network was trained on are not at hand")
@@ -138,7 +134,7 @@ class Learned(Source, Problem):
 
     @property
     def parts(self) -> tuple[object, ...]:
-        """The weights, the labels and the code of the layers."""
+        """Digest of weights and labels, configurations, and the classes that compute ε."""
         tensors = [*self.network.state_dict().values()]
         tensors += [] if self.head is None else [*self.head.state_dict().values()]
         tensors += [] if self.labels is None else [self.labels]
@@ -151,14 +147,13 @@ class Learned(Source, Problem):
     def to(self, like: Tensor) -> Learned:
         """Return the model in the dtype and on the device of a tensor."""
         other = copy.copy(self)
-        other._spent = Bill()
         other.network = copy.deepcopy(self.network).to(like)
         other.head = None if self.head is None else copy.deepcopy(self.head).to(like)
         other.labels = None if self.labels is None else self.labels.to(like.device)
         return other
 
     def nested(self) -> Autodiff:
-        """Return the same score, its derivatives by nested forward-mode automatic differentiation."""
+        """Return the same score with derivatives by nested forward-mode automatic differentiation."""
         network = nestable(copy.deepcopy(self.network))
 
         def eps(x: Tensor, t: Scalar) -> Tensor:
@@ -182,7 +177,7 @@ class Learned(Source, Problem):
         return other
 
     def labels_of(self, n: int) -> Tensor | None:
-        """Return the classes of n states, (n,) or (1,); None if the network takes none."""
+        """Return the classes of n states, (n,) or (1,); None if the network takes no labels."""
         return self.labels
 
     def _expand(self, gamma: Series) -> Push:
@@ -204,19 +199,19 @@ class Learned(Source, Problem):
         return push
 
     def _block(self, x: Tensor, order: int) -> int:
-        """Return how many states are passed through at a time, if coefficients have to be remembered."""
+        """Return the number of states per pass: all, unless coefficients are remembered on a CPU."""
         if order == 1 or x.device.type != "cpu":
             return max(1, len(x))
         return max(1, REMEMBERED // (self.network.config.channels * x[0, 0].numel()))
 
 
 class Distilled(Wrapper):
-    """A score network whose first derivative along its flow is what a distilled head says (Eq. 14).
+    """A score network with its first derivative along the flow by a distilled head (Eq. 14).
 
     Parameters
     ----------
     score
-        The score network; it is billed.
+        The score network, which keeps the bill.
     head
         The head.
     """
@@ -226,20 +221,21 @@ class Distilled(Wrapper):
         self._learned, self._head = score, head
 
     def part(self, rows: Tensor, of: int) -> Self:
-        """Return the same of a part of the network's states."""
+        """Return the model of some states of a batch."""
         other = super().part(rows, of)
         other._learned = self._learned.part(rows, of)
         return other
 
     def price(self, j: int) -> Bill:
-        """One evaluation, then one call of the head."""
+        """Return the price of coefficient j: one evaluation for ε, one call of the head for dε/dγ."""
         return (Bill(nfe=1), Bill(head=1))[j] if j < 2 else Bill()
 
     def expand(self, gamma: Series) -> Push:
-        """Begin an expansion: ε by the network, its derivative by the head.
+        """Begin an expansion: ε by the network, its first derivative by the head.
 
-        Whatever the path, the derivative is that along the network's own flow, for which it was distilled.
-        There is no further one: the third push raises a ``ValueError``.
+        The derivative is the one along the network's own flow, whatever the path, because the head was
+        distilled along that flow. The head gives no further derivative: the third push raises a
+        ``ValueError``.
         """
         network = self._learned.network
         expansions: list[Expansion] = []
@@ -269,12 +265,12 @@ class Distilled(Wrapper):
 
 
 def _rows(value: Scalar, rows: slice) -> Scalar:
-    """Return the part of a number for each state, or of one for all, that belongs to some states."""
+    """Return the numbers of some states, given one number for each state or one for all."""
     return value[rows] if isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1 else value
 
 
 SCHEDULES: dict[str, type[Schedule]] = {"VP": VP, "CosineVP": CosineVP, "VE": VE, "EDM": EDM}
-"""The schedules that a card can name."""
+"""The schedules by the names used on cards."""
 
 
 def load(path: Path, head: Path | None = None) -> tuple[Learned, dict[str, Any]]:
@@ -283,18 +279,18 @@ def load(path: Path, head: Path | None = None) -> tuple[Learned, dict[str, Any]]
     Parameters
     ----------
     path
-        The safetensors file of the network; its card lies beside it.
+        The safetensors file of the network, with its card beside it.
     head
-        That of a head that was distilled from this network.
+        The safetensors file of a head that was distilled from this network.
 
     Returns
     -------
-    The model, float32 on the CPU, and the network's card.
+    The model, float32 on the CPU, and the card of the network.
 
     Raises
     ------
     CheckpointError
-        If a file cannot be used; executes no code in any case.
+        If a file cannot be used. No code in a file is executed in any case.
     """
     stored = checkpoints.load(path, "score network")
     try:
@@ -314,7 +310,7 @@ def load(path: Path, head: Path | None = None) -> tuple[Learned, dict[str, Any]]
 
 
 def shipped(name: str) -> Learned:
-    """Return a network that comes with the suite, with its head if it has one.
+    """Return a network shipped with the suite, with its head if it has one.
 
     Parameters
     ----------
@@ -327,7 +323,7 @@ def shipped(name: str) -> Learned:
 
 
 def weights(name: str) -> Path:
-    """Return the path of a checkpoint that comes with the suite."""
+    """Return the path of a checkpoint shipped with the suite."""
     return Path(__file__).parent / "weights" / f"{name}.safetensors"
 
 
@@ -345,5 +341,5 @@ def _head(path: Path, network: ScoreNetwork, about: Checkpoint) -> tuple[Head, T
 
 
 def _config(kind: Callable[..., C], values: dict[str, Any]) -> C:
-    """Make a configuration of JSON values, in which tuples are lists."""
+    """Return a configuration made from JSON values, in which tuples are lists."""
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,4 +1,4 @@
-"""What networks are trained on: images drawn at random from a data set, or from a distribution."""
+"""Training data of networks: images drawn at random from a data set or from a distribution."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from problems.makers import digits_gaussians
 from problems.mixture import Mixture
 
 MIXTURES: dict[str, Callable[[], Mixture]] = {"digits-gaussians": digits_gaussians}
-"""Distributions that a network can be trained on endless samples of, by name."""
+"""Distributions with unlimited samples to train on, by name."""
 
 
 class Samples(NamedTuple):
-    """What a network is trained on.
+    """Training data of a network.
 
     Attributes
     ----------
     draw
-        Returns n clean images, (n, C, H, W), float32, and their classes, from a source of randomness.
+        Returns n clean images, (n, C, H, W), float32, and their classes, drawn with a generator.
     shape
         Shape (C, H, W) of an image.
     std
@@ -31,7 +31,7 @@ class Samples(NamedTuple):
     classes
         Number of classes; 0 without labels.
     card
-        What the card of a checkpoint says of them.
+        The description of the data on the card of a checkpoint.
     """
 
     draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
@@ -42,16 +42,16 @@ class Samples(NamedTuple):
 
 
 def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
-    """Return the data of a name: a mixture of ``MIXTURES``, ``digits``, or a path (see ``data.load``).
+    """Return the training data of a name.
 
     Parameters
     ----------
     name
-        The name or path.
+        A name in ``MIXTURES``, ``digits``, or a path (see ``data.load``).
     noise
-        Standard deviation of Gaussian noise that widens every image, anew whenever it is drawn.
+        Standard deviation of Gaussian noise that is added to an image each time it is drawn.
     flip
-        Whether half of the images are mirrored.
+        Whether half of the images are mirrored, at random.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Train a score network (the loss is the mean squared error of ε over all times), resumable at any moment."""
+"""Train a score network by the mean squared error of ε over all times; an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def train(
     schedule
         The noise schedule; t is uniform between its ends, stratified in every batch.
     source
-        The data.
+        The training data.
     recipe
-        How.
+        The training recipe.
     state
-        The file from which training goes on when it was cut off.
+        The file from which an interrupted training resumes.
     place
         The device.
     forget
-        Share of the labels that are hidden, so that a conditional network knows the unconditional score too.
+        Share of the labels that are hidden, so that a conditional network learns the unconditional score too.
     quiet
-        Whether to show no progress.
+        Whether to hide the progress bar.
 
     Returns
     -------
-    The network with averaged weights, on the CPU, and the course of its training.
+    The network with averaged weights, on the CPU, and the record of its training.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -75,7 +75,7 @@ def train(
 
 
 def card(kind: str, recipe: Recipe, fitted: Fitted, command: str) -> dict[str, Any]:
-    """Return what every card says besides the architecture and the data."""
+    """Return the entries common to all cards: kind, recipe, losses, duration, command and versions."""
     return {
         "kind": kind,
         "recipe": dataclasses.asdict(recipe),
@@ -87,7 +87,7 @@ def card(kind: str, recipe: Recipe, fitted: Fitted, command: str) -> dict[str, A
 
 
 def add_recipe(p: Parser, default: Recipe) -> None:
-    """Add the arguments of a ``Recipe``, and those of every training command."""
+    """Add the arguments of a ``Recipe``, ``--device`` and ``--fresh``."""
     group = p.add_argument_group("training")
     group.add_argument("--steps", type=positive, default=default.steps, help="steps of Adam")
     group.add_argument("--batch", type=positive, default=default.batch, help="samples per step")
@@ -104,12 +104,12 @@ def add_recipe(p: Parser, default: Recipe) -> None:
 
 
 def recipe(args: Any) -> Recipe:
-    """Return the recipe that the arguments of ``add_recipe`` give."""
+    """Return the recipe given by the arguments of ``add_recipe``."""
     return Recipe(args.steps, args.batch, args.lr, args.warmup, args.decay, args.ema, args.clip, args.seed)
 
 
 def typed(p: Parser, argv: Sequence[str] | None) -> str:
-    """Return the command line as it was typed."""
+    """Return the command line that was typed."""
     return f"{p.prog} {shlex.join(sys.argv[1:] if argv is None else argv)}".rstrip()
 
 

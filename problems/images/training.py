@@ -1,7 +1,7 @@
-"""The training loop: one for every network here; killed at any moment, it goes on as if nothing had been.
+"""The training loop of all networks; a killed run resumes with the same result to the last bit.
 
-All random numbers of a step come from a generator that is seeded by the seed and the step, so a run that
-resumes draws what it would have drawn, and its result is the same to the last bit.
+All random numbers of a step come from a generator seeded by the seed and the step, so a resumed run draws the
+same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from problems.images.sources import Samples
 from problems.schedule import Schedule
 
 RECORD = 50
-"""Steps over which a recorded loss is the mean."""
+"""Number of steps averaged in one recorded loss."""
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1.0 - progress,
     "constant": lambda progress: 1.0,
 }
-"""How the learning rate falls from the end of the warm-up (0) to the last step (1)."""
+"""Factors of the learning rate as functions of progress, from the end of the warm-up (0) to the end (1)."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: Adam, with warm-up, gradient clipping and an exponential moving average of the weights.
+    """A training recipe: Adam with warm-up, gradient clipping and an exponential moving average of weights.
 
     Attributes
     ----------
@@ -52,18 +52,18 @@ class Recipe:
     warmup
         Steps in which the learning rate rises from zero.
     decay
-        How it falls after that: a name in ``DECAYS``.
+        Decrease of the learning rate after the warm-up: a name in ``DECAYS``.
     ema
         Decay of the moving average per step; 0 keeps the last weights.
     clip
         Norm to which gradients are clipped.
     seed
-        Seed of the initial weights and of everything drawn.
+        Seed of the initial weights and of all random draws.
 
     Raises
     ------
     UsageError
-        If there can be no such training.
+        If a value is out of range.
     """
 
     steps: int
@@ -95,9 +95,9 @@ class Fitted:
     tensors
         The averaged weights.
     losses
-        Mean losses of every ``RECORD`` steps.
+        Mean loss of every ``RECORD`` steps.
     seconds
-        How long it took, pieces that were cut off included up to their last state.
+        Duration of the training; of interrupted runs, up to their last state.
     """
 
     tensors: dict[str, Tensor]
@@ -106,13 +106,13 @@ class Fitted:
 
 
 def generator(seed: int, step: int) -> torch.Generator:
-    """Return the source of everything random in a step."""
-    # torch keeps the low 32 bits only; multiples of 2³²/φ keep the steps of different seeds far apart.
+    """Return the generator of all random numbers of a step."""
+    # torch uses the low 32 bits of a seed only; multiples of 2³²/φ separate the steps of different seeds.
     return torch.Generator().manual_seed((0x9E3779B9 * seed + step) % 2**32)
 
 
 def stratified(n: int, low: float, high: float, source: torch.Generator) -> Tensor:
-    """Return n uniform numbers in [low, high], one in each nth part of it, in random order, float64."""
+    """Return n numbers, one uniform in each nth part of [low, high], in random order, float64."""
     places = torch.randperm(n, generator=source) + torch.rand(n, generator=source, dtype=torch.float64)
     return low + (high - low) * places / n
 
@@ -127,9 +127,9 @@ class Diffused(NamedTuple):
     gamma
         Their noise-to-signal ratios, (n, 1, 1, 1), float32.
     noise
-        The noise in them: x̄ = x₀ + γ noise.
+        The noise in the states: x̄ = x₀ + γ noise.
     labels
-        Their classes (n,), some of them hidden; None if the network takes none.
+        Their classes (n,), some of them hidden; None if the network takes no labels.
     """
 
     xbar: Tensor
@@ -141,22 +141,22 @@ class Diffused(NamedTuple):
 def diffused(
     source: Samples, schedule: Schedule, n: int, classes: int, forget: float, random: torch.Generator
 ) -> Diffused:
-    """Return data at stratified times of the schedule, on the CPU.
+    """Return data diffused to stratified times of the schedule, on the CPU.
 
     Parameters
     ----------
     source
-        The data.
+        The training data.
     schedule
-        The schedule.
+        The noise schedule.
     n
-        How many.
+        Number of states.
     classes
-        The number of classes that the network knows; 0 if it takes no labels.
+        Number of classes of the network; 0 if it takes no labels.
     forget
-        Share of the labels that are hidden: their class is ``classes``.
+        Share of the labels that are hidden: they are replaced by ``classes``.
     random
-        Where all of it is drawn from.
+        Generator of all random numbers.
     """
     x0, labels = source.draw(n, random)
     gamma = schedule.gamma(stratified(n, schedule.stop, schedule.start, random))[:, None, None, None]
@@ -176,24 +176,24 @@ def fit(
     every: int = 200,
     quiet: bool = False,
 ) -> Fitted:
-    """Train a module, beginning with its weights or where the file ``state`` has it.
+    """Train a module from its present weights, or from the file ``state`` if it exists.
 
     Parameters
     ----------
     module
-        What is trained.
+        The module; it is trained in place.
     loss
-        The loss of a batch, drawn from the given source.
+        Returns the loss of a batch drawn with the given generator.
     recipe
-        How.
+        The training recipe.
     state
-        The file that keeps all that is needed to go on; written every ``every`` steps.
+        The file from which an interrupted training resumes, written every ``every`` steps.
     identity
-        JSON values: what the run is, besides the recipe. A state of another run is refused.
+        JSON values that identify the run, besides the recipe. A state of another run is refused.
     every
         Steps between two states, a multiple of ``RECORD``.
     quiet
-        Whether to show no progress.
+        Whether to hide the progress bar.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""A compact U-Net after Ho et al. (2020) that is told the time smoothly, and the score network made of it.
+"""A compact U-Net after Ho et al. (2020) with a choice of time embeddings, and the score network around it.
 
-Both are written for Taylor coefficients (see ``layers``): with a tape they map the next one of a path.
+Both map Taylor coefficients (see ``layers``): with a tape, the next coefficient of a path.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from problems.series import Series, convolve, cos, log, sin, sqrt
 
 @dataclass(frozen=True)
 class Embedding:
-    """How a network is told the time: by sines and cosines of ω τ.
+    """An embedding of the time by sines and cosines of ω τ.
 
     Attributes
     ----------
     tau
-        The variable τ as a function of γ, for a schedule.
+        Returns τ as a function of γ, for a schedule.
     frequencies
-        Makes ω from their number, float64.
+        Returns n frequencies ω, float64.
     """
 
     tau: Callable[[Schedule, Series], Series]
@@ -36,7 +36,7 @@ class Embedding:
 
 
 EMBEDDINGS = {
-    # Low frequencies of log γ, minus half the log-SNR: nothing in them is too fast for a step of a sampler.
+    # Low frequencies of log γ = -log_snr/2, slow compared with the steps of a sampler.
     "log-snr": Embedding(
         lambda _, gamma: log(gamma) / 5.0,
         lambda n: torch.logspace(math.log10(0.25), math.log10(4.0), n, dtype=torch.float64),
@@ -52,40 +52,40 @@ EMBEDDINGS = {
         lambda n: 16.0 * torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
     ),
 }
-"""By name. What a network is told fast it can answer fast: of the last two, derivatives mean little."""
+"""Embeddings by name. The last two vary so fast in t that derivatives of ε by the network mean little."""
 
 PREDICTIONS: dict[str, Callable[[float], float]] = {
     "skip": lambda data_std: data_std,
     "v": lambda _: 1.0,
     "eps": lambda _: math.inf,
 }
-"""What the U-Net predicts, as the standard deviation for which ε is right where its output is zero."""
+"""What the U-Net predicts: the standard deviation of Gaussian data for which zero output is the exact ε."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The architecture of a score network, as the card of a checkpoint has it.
+    """The architecture of a score network, as stored in the card of a checkpoint.
 
     Attributes
     ----------
     size, colours
         Height and width of the images; their channels.
     channels, multipliers
-        Channels of the U-Net at full resolution, and their multiples there and at each half of it.
+        Channels of the U-Net, and their multiples at full resolution and after each halving.
     blocks
         Residual blocks at each resolution, on the way down and again on the way up.
     classes
         Number of classes; 0 if the network takes no labels.
     embedding
-        How the network is told the time: a name in ``EMBEDDINGS``.
+        The time embedding: a name in ``EMBEDDINGS``.
     prediction
-        What the U-Net predicts: a name in ``PREDICTIONS``. With a standard deviation s,
+        What the U-Net F predicts: a name in ``PREDICTIONS``. With a standard deviation s,
 
-            ε = γ x̄/(s² + γ²) + s (s² + γ²)^(-1/2) F(x̄ (s² + γ²)^(-1/2), γ),
+            ε = γ x̄/(s² + γ²) + s (s² + γ²)^(-1/2) F(x̄ (s² + γ²)^(-1/2), γ).
 
-        where input and output of F have variance one if s is that of the data ("skip"), which is the
-        preconditioning of Karras et al. (2022); s = 1 makes F the v of Salimans & Ho (2022), and for
-        s = ∞ it is ε, with x for an input.
+        "skip": s is that of the data, so input and output of F have variance one; this is the
+        preconditioning of Karras et al. (2022). "v": s = 1, and F is the v of Salimans & Ho (2022). "eps":
+        s = ∞, and F is ε with input x.
     data_std
         Standard deviation of the data, per dimension.
     """
@@ -117,7 +117,7 @@ class Config:
 
 
 class Block(nn.Module):
-    """A residual block that is shifted by the time embedding.
+    """A residual block with the time embedding added after its first convolution.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ class Block(nn.Module):
         self.bypass = Conv(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor, embedding: Tensor, tape: Tape | None = None) -> Tensor:
-        """Map a coefficient (N, inputs, H, W), given that of the embedding, (N or 1, width)."""
+        """Map a coefficient (N, inputs, H, W), given the same one of the embedding, (N or 1, width)."""
         h = self.conv1(self.act1(self.norm1(x, tape), tape), tape)
         h = h + self.shift(embedding, tape)[:, :, None, None]
         h = self.conv2(self.act2(self.norm2(h, tape), tape), tape)
@@ -149,7 +149,7 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """The U-Net: residual blocks at falling and rising resolution, joined across.
+    """The U-Net: residual blocks at decreasing and increasing resolution, with skip connections.
 
     Parameters
     ----------
@@ -178,12 +178,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, embedding: Tensor, tape: Tape | None = None) -> tuple[Tensor, Tensor]:
-        """Map a coefficient (N, colours, H, W), given that of the embedding, (N or 1, width).
+        """Map a coefficient (N, colours, H, W), given the same one of the embedding, (N or 1, width).
 
         Returns
         -------
-        The coefficient of the output, of the shape of ``x``, and that of the last features, which have
-        ``channels`` channels.
+        The coefficients of the output, of the shape of ``x``, and of the last features, (N, channels, H, W).
         """
         h = self.stem(x, tape)
         joined = []
@@ -202,14 +201,14 @@ class UNet(nn.Module):
 
 
 class ScoreNetwork(nn.Module):
-    """ε as a network: time and class embedded, the U-Net, and what goes around it (see ``Config``).
+    """ε as a network: embeddings of time and class, the U-Net, and its preconditioning (see ``Config``).
 
     Parameters
     ----------
     config
         The architecture.
     schedule
-        The noise schedule, of which only embeddings of t know anything: the network sees (x̄, γ).
+        The noise schedule. Only embeddings of t depend on it; the inputs of the network are (x̄, γ).
     """
 
     def __init__(self, config: Config, schedule: Schedule) -> None:
@@ -225,7 +224,7 @@ class ScoreNetwork(nn.Module):
         self.unet = UNet(config, width)
 
     def waves(self, gamma: Series) -> list[Tensor]:
-        """Return the sines and cosines of the time along a path γ(h): coefficients (N or 1, 2·channels)."""
+        """Return the coefficients of sin ωτ and cos ωτ along a path γ(h), each (N or 1, 2·channels)."""
         tau = EMBEDDINGS[self.config.embedding].tau(self.schedule, gamma)
         columns = (torch.as_tensor(c, dtype=torch.float64).reshape(-1, 1) for c in tau.coefficients)
         phase = Series([c * self._frequencies.to(c.device) for c in columns])
@@ -233,7 +232,7 @@ class ScoreNetwork(nn.Module):
         return [torch.cat([torch.as_tensor(s), torch.as_tensor(c)], 1) for s, c in pairs]
 
     def embed(self, waves: Tensor, labels: Tensor | None, tape: Tape | None = None) -> Tensor:
-        """Map a coefficient of the waves to one of the embedding, (N or 1, width)."""
+        """Map a coefficient of the waves to that of the embedding, (N or 1, width)."""
         h = self.dense2(self.act1(self.dense1(waves, tape), tape), tape)
         if labels is not None and self.classes is not None and (tape is None or tape.order == 0):
             h = h + self.classes(labels)
@@ -258,22 +257,22 @@ class ScoreNetwork(nn.Module):
         xbar
             States x/α, (N, colours, H, W).
         gamma
-            Noise-to-signal ratios, (N, 1, 1, 1) or a single one.
+            Noise-to-signal ratios, (N, 1, 1, 1), or one for all states.
         labels
-            Classes (N,); the number of classes means none.
+            Classes (N,); the number ``config.classes`` stands for the unconditional score.
         """
         return Expansion(self, Series([gamma]), labels).push(xbar)
 
 
 class Expansion:
-    """The Taylor coefficients of ε along a path, one after the other; the argument of ``Model.expand``.
+    """The Taylor coefficients of ε of a network along a path, one after the other.
 
     Attributes
     ----------
     features
-        The coefficients of the last features of the U-Net, (N, channels, H, W).
+        The known coefficients of the last features of the U-Net, each (N, channels, H, W).
     embeddings
-        The coefficients of the embedding, (N or 1, width).
+        The known coefficients of the embedding, each (N or 1, width).
     """
 
     def __init__(self, network: ScoreNetwork, gamma: Series, labels: Tensor | None = None) -> None:
@@ -287,7 +286,7 @@ class Expansion:
         self._tape = Tape() if len(gamma) > 1 else None
 
     def push(self, coefficient: Tensor) -> Tensor:
-        """Take the next coefficient of x̄, (N, colours, H, W), return that of ε."""
+        """Take the next coefficient of x̄, (N, colours, H, W); return that of ε."""
         j = len(self._path)
         if self._tape is not None:
             self._tape.advance()

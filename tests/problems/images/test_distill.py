@@ -1,6 +1,7 @@
 """What heads are taught: exact derivatives, the derivative-free estimate of them, and that teaching works."""
 
 import copy
+import functools
 import math
 from dataclasses import replace
 
@@ -9,12 +10,12 @@ import torch
 
 from problems import VP, Gaussian
 from problems.console import UsageError
-from problems.images import checkpoints, distill, train
+from problems.images import checkpoints, distill, overhead, train
 from problems.images.distill import Objective, derivative_free_targets, distil, targets
 from problems.images.head import PARAMETERISATIONS, Head, HeadConfig
 from problems.images.score import Learned, load
 from problems.images.sources import Samples
-from problems.images.training import Recipe, generator, stratified
+from problems.images.training import Recipe, fit, generator, stratified
 from problems.images.unet import PREDICTIONS
 from tests.networks import TINY, network, states
 
@@ -84,7 +85,7 @@ def posterior_noise(xbar, gamma, std, n):
     return gamma * xbar / total + std / total**0.5 * z
 
 
-@pytest.mark.parametrize("t", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("t", [0.1, 0.6])
 def test_the_derivative_free_target_is_unbiased(t):
     """App. D: its mean over the noise given x_t is dε/dγ; as printed, without 1/σ² on v, it is not.
 
@@ -136,19 +137,21 @@ def run(tmp_path, objective=None, config=None, steps=100, batch=16, name="a", so
     return head, course.losses
 
 
-@pytest.mark.parametrize(
-    ("parameterisation", "objective"),
-    [
-        *[(name, Objective()) for name in PARAMETERISATIONS],
-        ("mixed", Objective(noise_input=True)),
-    ],
-    ids=repr,
-)
-def test_distilling_lowers_the_loss(tmp_path, parameterisation, objective):
-    """Its mean over the last fifty steps is less than three quarters of that over the first."""
-    _, losses = run(tmp_path, objective, HeadConfig(8, 1, parameterisation), net=exact_network().float())
-    assert len(losses) == 2
-    assert losses[-1] < 0.75 * losses[0]
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A head of the paper's kind after 150 steps, and its losses."""
+    return run(tmp_path_factory.mktemp("taught"), steps=150, net=exact_network().float())
+
+
+@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+def test_distilling_lowers_the_loss(tmp_path, parameterisation, taught):
+    """Its mean over the second fifty steps is less than three quarters of that over the first."""
+    config = HeadConfig(8, 1, parameterisation)
+    losses = (
+        taught[1] if config == HeadConfig(8) else run(tmp_path, None, config, net=exact_network().float())[1]
+    )
+    assert len(losses) >= 2
+    assert losses[1] < 0.75 * losses[0]
 
 
 @pytest.mark.parametrize("noise_input", [False, True])
@@ -187,11 +190,9 @@ def error(head, net):
     return float(((said - slope) * gamma).norm() / (slope * gamma).norm())
 
 
-def test_a_taught_head_knows_samples_that_it_has_not_seen(tmp_path):
+def test_a_taught_head_knows_samples_that_it_has_not_seen(taught):
     """No derivative at all, which is DDIM, is off by 1."""
-    net = exact_network().float()
-    head, _ = run(tmp_path, steps=200, net=net)
-    assert error(head, net) < 0.5
+    assert error(taught[0], exact_network().float()) < 0.5
 
 
 def conditional_data():
@@ -230,16 +231,18 @@ def interrupted(source, after):
 
 @pytest.fixture(scope="module")
 def cut_off(tmp_path_factory):
-    """A folder in which a distillation of 250 steps was cut off; its last state is that of step 200."""
+    """A folder in which a distillation of 60 steps was cut off; its last state is that of step 50."""
     folder = tmp_path_factory.mktemp("cut-off")
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, steps=250, batch=4, source=interrupted(gaussian_data(), 233))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "fit", functools.partial(fit, every=50))
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, steps=60, batch=4, source=interrupted(gaussian_data(), 55))
     return folder
 
 
 def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_been(cut_off, tmp_path):
-    whole, losses = run(tmp_path, steps=250, batch=4)
-    again, repeated = run(cut_off, steps=250, batch=4, source=interrupted(gaussian_data(), 50))
+    whole, losses = run(tmp_path, steps=60, batch=4)
+    again, repeated = run(cut_off, steps=60, batch=4, source=interrupted(gaussian_data(), 10))
     assert repeated == losses
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
 
@@ -251,13 +254,13 @@ def test_a_run_that_was_cut_off_goes_on_as_if_nothing_had_been(cut_off, tmp_path
         {"objective": Objective(weight="one")},
         {"config": HeadConfig(8, 2)},
         {"source": gaussian_data(0.8)},
-        {"steps": 300},
+        {"steps": 70},
     ],
     ids=list,
 )
 def test_the_state_of_another_distillation_is_refused(cut_off, other):
     with pytest.raises(UsageError, match="other settings"):
-        run(cut_off, **{"steps": 250, "batch": 4, **other})
+        run(cut_off, **{"steps": 60, "batch": 4, **other})
 
 
 # --- the command
@@ -278,7 +281,9 @@ def distilling(network, out, line=""):
     )
 
 
-def test_the_command_makes_a_head_that_loads(trained, tmp_path, capsys):
+def test_the_command_makes_a_head_that_loads(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(overhead, "PASSES", 2)
+    monkeypatch.setattr(overhead, "WARM_UPS", 1)
     assert distilling(trained, tmp_path / "head", "--blocks 2 --parameterisation residual --weight one") == 0
     assert "loss" in capsys.readouterr().out
     model, _ = load(trained, head=tmp_path / "head.safetensors")

@@ -1,6 +1,7 @@
 """Checkpoints: what is written is read to the last bit, what cannot be used is refused in one sentence."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pickle
@@ -28,9 +29,14 @@ def about(config=CLASSES, **others):
     return {"kind": "score network", "config": dataclasses.asdict(config), "schedule": schedule, **others}
 
 
+@functools.cache
+def weights(seed):
+    return network(CLASSES, seed=seed).float().state_dict()
+
+
 def stored(folder, name="digits", seed=0, **card):
     path = folder / f"{name}.safetensors"
-    checkpoints.save(path, network(CLASSES, seed=seed).float().state_dict(), about(**card))
+    checkpoints.save(path, weights(seed), about(**card))
     return path
 
 

@@ -1,12 +1,13 @@
 """Training: killed and resumed it ends with the same bits; schedules; draws; mistakes."""
 
+import functools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from problems.images.sources import Samples, samples
 from problems.images.training import Recipe, fit, generator, stratified
 from problems.images.unet import Config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 LINE = ["--channels", "8", "--multipliers", "1", "--blocks", "1", "--batch", "4", "--warmup", "20"]
 
 
@@ -31,23 +32,33 @@ def command(out, *more):
 
 # --- resuming
 
+KILLED = """
+import functools, os, signal, sys
+from problems.images import train, training
 
-@pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_as_if_nothing_had_been(tmp_path, capsys):
-    """SIGKILL to another process as soon as its first state is there, 200 of 300 steps in."""
-    assert command(tmp_path / "whole", "--steps", "300") == 0
-    state, line = tmp_path / "cut.state", [*LINE, "--steps", "300", "--out", str(tmp_path / "cut")]
+def generator(seed, step, original=training.generator):
+    if step == 55:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(seed, step)
+
+training.generator = generator
+train.fit = functools.partial(training.fit, every=50)
+train.command(sys.argv[1:])
+"""
+
+
+def test_a_run_that_was_killed_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
+    """SIGKILL to another process, five steps after its first state."""
+    monkeypatch.setattr(train, "fit", functools.partial(fit, every=50))
+    line = ["--steps", "60"]
+    assert command(tmp_path / "whole", *line) == 0
+    typed = [sys.executable, "-c", KILLED, *LINE, *line, "--out", str(tmp_path / "cut")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "problems.images.train", *line], cwd=ROOT, env=environment
-    )
-    while not state.exists() and running.poll() is None:
-        time.sleep(0.005)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    assert subprocess.run(typed, cwd=ROOT, env=environment, check=False).returncode == -signal.SIGKILL
+    state = tmp_path / "cut.state"
     assert state.exists()
     assert not (tmp_path / "cut.safetensors").exists()
-    assert command(tmp_path / "cut", "--steps", "300") == 0
+    assert command(tmp_path / "cut", *line) == 0
     whole, cut = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("whole", "cut"))
     assert cut == whole
     cards = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("whole", "cut")]
@@ -64,7 +75,7 @@ class Line(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(3))
 
 
-def fitted(state, steps=300, stop=None, identity=None, scale=1.0, **others):
+def fitted(state, steps=150, stop=None, identity=None, scale=1.0, **others):
     module, target = Line(), torch.tensor([1.0, -2.0, 3.0])
     asked = iter(range(10**9 if stop is None else stop))
 
@@ -75,44 +86,53 @@ def fitted(state, steps=300, stop=None, identity=None, scale=1.0, **others):
         return scale * (module.weight - target + 0.1 * noise).square().sum()
 
     recipe = Recipe(steps=steps, batch=1, **{"lr": 0.05, "warmup": 10, "ema": 0.9, **others})
-    return fit(module, loss, recipe, state, identity or {}, every=100, quiet=True)
+    return fit(module, loss, recipe, state, identity or {}, every=50, quiet=True)
 
 
-@pytest.mark.parametrize("stop", [100, 101, 199, 200, 299])
-def test_cut_off_anywhere(tmp_path, stop):
-    whole = fitted(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was not cut off."""
+    return fitted(tmp_path_factory.mktemp("whole") / "state")
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """The state of a run that was cut off."""
+    state = tmp_path_factory.mktemp("interrupted") / "cut.state"
+    with pytest.raises(KeyboardInterrupt):
+        fitted(state, stop=60)
+    return state
+
+
+@pytest.mark.parametrize("stop", [50, 51, 99, 100, 149])
+def test_cut_off_anywhere(tmp_path, stop, whole):
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path / "cut", stop=stop)
     assert (tmp_path / "cut").exists()
-    again = fitted(tmp_path / "cut", stop=300 - stop // 100 * 100)
+    again = fitted(tmp_path / "cut", stop=150 - stop // 50 * 50)
     assert again.losses == whole.losses
     assert torch.equal(again.tensors["weight"], whole.tensors["weight"])
 
 
-def test_cut_off_twice(tmp_path):
-    whole = fitted(tmp_path / "whole")
-    for stop in (150, 120):
+def test_cut_off_twice(tmp_path, whole):
+    for stop in (75, 60):
         with pytest.raises(KeyboardInterrupt):
             fitted(tmp_path / "cut", stop=stop)
-    assert torch.equal(fitted(tmp_path / "cut", stop=100).tensors["weight"], whole.tensors["weight"])
+    assert torch.equal(fitted(tmp_path / "cut", stop=50).tensors["weight"], whole.tensors["weight"])
 
 
 @pytest.mark.parametrize(
-    "other", [{"lr": 0.01}, {"seed": 1}, {"steps": 400}, {"ema": 0.0}, {"identity": {"data": "x"}}], ids=repr
+    "other", [{"lr": 0.01}, {"seed": 1}, {"steps": 200}, {"ema": 0.0}, {"identity": {"data": "x"}}], ids=repr
 )
-def test_the_state_of_another_run_is_refused(tmp_path, other):
-    with pytest.raises(KeyboardInterrupt):
-        fitted(tmp_path / "cut.state", stop=150)
+def test_the_state_of_another_run_is_refused(interrupted, other):
     with pytest.raises(UsageError, match="other settings"):
-        fitted(tmp_path / "cut.state", **other)
+        fitted(interrupted, **other)
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
-def test_a_damaged_state(tmp_path, keep):
+def test_a_damaged_state(tmp_path, keep, interrupted):
     state = tmp_path / "cut.state"
-    with pytest.raises(KeyboardInterrupt):
-        fitted(state, stop=150)
-    state.write_bytes(state.read_bytes()[:keep])
+    state.write_bytes(interrupted.read_bytes()[:keep])
     with pytest.raises(UsageError, match=r"cut\.state is not a whole safetensors file"):
         fitted(state)
 
@@ -258,9 +278,12 @@ def test_hidden_labels(tmp_path):
 
 
 def test_training_a_network_lowers_the_loss_to_that_of_the_exact_score(tmp_path):
-    """Of N(0, s²) it is the mean over t of 1 - γ²/(s² + γ²): what of ε is not known from x̄."""
-    recipe = Recipe(steps=300, batch=64, lr=3e-3, warmup=20)
-    _, course = train.train(CONFIG, VP(), gaussian(), recipe, tmp_path / "x", quiet=True)
+    """Of N(0, s²) it is the mean over t of 1 - γ²/(s² + γ²): what of ε is not known from x̄.
+
+    A network that predicts v is wrong at the start, where its U-Net says zero, unless s is 1.
+    """
+    recipe, config = Recipe(steps=100, batch=64, lr=3e-3, warmup=20), replace(CONFIG, prediction="v")
+    _, course = train.train(config, VP(), gaussian(), recipe, tmp_path / "x", quiet=True)
     losses = course.losses
     t = torch.linspace(1e-3, 1.0, 10001, dtype=torch.float64)
     gamma = VP().gamma(t)
@@ -341,9 +364,8 @@ def test_mistakes(line, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_state_of_other_settings_leaves_with_2_and_fresh_begins_anew(tmp_path, capsys):
-    with pytest.raises(KeyboardInterrupt):
-        fitted(tmp_path / "x.state", stop=150)
+def test_a_state_of_other_settings_leaves_with_2_and_fresh_begins_anew(tmp_path, capsys, interrupted):
+    shutil.copy(interrupted, tmp_path / "x.state")
     with pytest.raises(SystemExit) as left:
         command(tmp_path / "x", "--steps", "2")
     assert left.value.code == 2

@@ -124,6 +124,23 @@ def test_autodiff_in_float32():
         assert (a - b).norm() <= 1e-5 * b.norm()
 
 
+def test_autodiff_does_not_need_gradients_and_gives_none():
+    """Nested derivatives through torch's own SiLU, of a network whose parameters can be trained."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, 2)).double()
+
+    def eps(x, t):
+        return net(torch.cat([x, torch.as_tensor(t, dtype=F64).expand(x.shape[:-1])[..., None]], -1))
+
+    score, x = Autodiff(eps, VP()), torch.randn(5, 2, dtype=F64, generator=rng())
+    jet = score.jet(x, 0.4, 3)
+    with torch.no_grad():
+        without = score.jet(x, 0.4, 3)
+    assert all(torch.equal(a, b) for a, b in zip(without, jet, strict=True))
+    assert not any(d.requires_grad for d in (*jet, *without, score(x, 0.4)))
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
 # --- the bill
 
 # Score evaluations and Jacobian-vector products of N steps.

@@ -10,6 +10,9 @@ from mpmath import mp, mpf
 from problems import series
 from problems.series import Exponential, Series
 
+fifty = settings(max_examples=50)
+"""Every coefficient of a recurrence is in each example; a hundred of them find no more."""
+
 # A function, its truth, and an interval of base points well inside the domain.
 FUNCTIONS = {
     "exp": (series.exp, mpmath.exp, (-5.0, 5.0)),
@@ -67,6 +70,7 @@ def assert_series(value, exact):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@fifty
 @given(data=st.data())
 def test_elementary_functions(name, data):
     f, truth, domain = FUNCTIONS[name]
@@ -76,6 +80,7 @@ def test_elementary_functions(name, data):
 
 
 @pytest.mark.parametrize("name", BINARY)
+@fifty
 @given(data=st.data())
 def test_arithmetic_of_two_series(name, data):
     a = data.draw(coefficients(-5.0, 5.0))
@@ -86,6 +91,7 @@ def test_arithmetic_of_two_series(name, data):
 
 
 @pytest.mark.parametrize("name", MIXED)
+@fifty
 @given(c=coefficients())
 def test_arithmetic_with_numbers(name, c):
     p = polynomial(c)
@@ -93,6 +99,7 @@ def test_arithmetic_with_numbers(name, c):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_tensors_and_floats_agree(name, data):
     """Coefficients of different shapes broadcast, and every element is what floats give."""
@@ -177,6 +184,7 @@ def exact_softmax(logits):
         return [mpmath.taylor(component(k), 0, len(logits) - 1) for k in range(len(rows))]
 
 
+@settings(max_examples=25)
 @given(data=st.data())
 def test_exponentials_up_to_the_greatest(data):
     c = torch.tensor([data.draw(coefficients(-5.0, 5.0, 9)) for _ in range(4)], dtype=torch.float64).T
@@ -187,7 +195,7 @@ def test_exponentials_up_to_the_greatest(data):
         assert_series(Series(value[:, k].tolist()), mpmath.taylor(lambda h: mp.exp(p(h) - top), 0, 8))  # noqa: B023
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_softmax(data):
     c = torch.tensor([data.draw(coefficients(-5.0, 5.0, 9)) for _ in range(4)], dtype=torch.float64).T

@@ -23,6 +23,7 @@ def shapes():
         return {name: t.shape for name, t in Inception().state_dict().items()}
 
 
+@functools.cache
 def weights():
     """Weights that let a signal through: entries of variance 2/(number of inputs), all else of order one."""
     source = torch.Generator().manual_seed(0)
@@ -249,13 +250,12 @@ def test_the_whole_network(network, w):
 
 
 def test_images_do_not_see_each_other(network):
-    x = uniform(3, 1, 8, 8)
+    x = uniform(2, 1, 8, 8)
     x[1] = x[1].round()
-    x[2] = 0.1
     with torch.inference_mode():
         together = network.features(x)
         alone = torch.cat([network.features(image[None]) for image in x])
-        assert together.shape == (3, 2048)
+        assert together.shape == (2, 2048)
         assert (together - alone).norm() < 2e-4 * alone.norm()
         assert torch.pdist(alone).min() > 2e-2 * alone.norm()
 
@@ -313,10 +313,15 @@ def without(tensors, name):
 )
 def test_other_weights_are_refused(change, odd, tmp_path):
     path = tmp_path / "w.pth"
-    torch.save(blank(), path)
-    assert not load(path).fc.weight.any()
     torch.save(change(blank()), path)
     assert f"does not fit the Inception-v3 network of the FID ({odd}" in refusal(path)
+
+
+def test_blank_weights_are_not_refused(tmp_path):
+    """They are what the others are made of that are."""
+    path = tmp_path / "w.pth"
+    torch.save(blank(), path)
+    assert not load(path).fc.weight.any()
 
 
 @pytest.mark.parametrize("content", [b"", b"weights", [torch.zeros(3)], torch.zeros(3), 3, None])

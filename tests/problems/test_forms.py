@@ -98,16 +98,16 @@ def test_a_time_for_each_state(name):
 # --- one flow, many forms
 
 
-@every_flow
 @every_schedule
-def test_all_forms_follow_the_same_flow(name, schedule):
+def test_all_forms_follow_the_same_flow(schedule):
     """By Taylor-12 on a fine grid: every form ends where the DDIM ODE does."""
     mixture = smooth_mixture(schedule)
     start, stop = schedule.time(20.0), schedule.time(0.05)
-    x = schedule.alpha(start) * 20.0 * torch.randn(6, 2, dtype=F64, generator=rng())
-    times = grids.log_snr(150, schedule, start, stop)
-    exact = final(march(DDIM(mixture), Taylor(12), times, x)).x
-    assert distance(final(march(FLOWS[name](mixture), Taylor(12), times, x)).x, exact) < 1e-10
+    x = schedule.alpha(start) * 20.0 * torch.randn(4, 2, dtype=F64, generator=rng())
+    times = grids.log_snr(60, schedule, start, stop)
+    ends = {name: final(march(form(mixture), Taylor(12), times, x)).x for name, form in FLOWS.items()}
+    exact = ends.pop("DDIM")
+    assert {name: distance(end, exact) < 1e-10 for name, end in ends.items()} == dict.fromkeys(ends, True)
 
 
 @pytest.mark.parametrize("gamma", [0.2, 0.7, 5.0])

@@ -4,7 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
@@ -68,6 +68,7 @@ def times(name):
 
 @every_schedule
 @pytest.mark.parametrize("quantity", ["alpha", "sigma", "gamma"])
+@settings(max_examples=50)
 @given(data=st.data())
 def test_functions(name, quantity, data):
     t = data.draw(times(name))
@@ -88,6 +89,7 @@ def test_log_snr(name, data):
 @pytest.mark.parametrize(
     "quantity", ["alpha_rate", "sigma_rate", "gamma_rate", "log_snr_rate", "drift", "diffusion"]
 )
+@settings(max_examples=50)
 @given(data=st.data())
 def test_rates(name, quantity, data):
     """α' of the cosine schedule vanishes at the crest, good to four ulps of its amplitude only."""
