@@ -40,7 +40,7 @@ from analysis.methods.table import Asked
 from analysis.show import plots, tables
 from analysis.show.factors import common, interval_of, reasons, titled, varying, wide, word
 from analysis.study.cells import Study
-from problems import Mixture, Problem, Tariff
+from problems import Problem, Tariff
 from problems.console import Parser
 
 DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "tab-deis2", "adams22", "rk45")
@@ -145,7 +145,7 @@ def tabulated(case: Case, rows: Sequence[Row], study: Study, unit: str) -> pd.Da
         apart = np.stack([r["feature_error"] for r in arrays])
         columns |= bootstrap.means(apart).columns("feature_error")
         columns |= paired(measured, apart, bootstrap).columns("feature_ratio")
-    if isinstance(case.problem, Mixture):
+    if "flip" in arrays[0]:
         flips = np.array([share(r["flip"].sum(), case.samples) for r in arrays]).T
         columns |= Interval(*flips).columns("flips")
     about = [
@@ -312,7 +312,7 @@ EXPERIMENT = Experiment(
             name="gte-encode",
             arguments="--encode",
             title="Encoding and decoding",
-            finding="How far data that are sent to t = 1 and back end from themselves, at equal cost each way.",
+            finding="How far data end from themselves that are sent to t = 1 and back, at equal cost.",
             paper="Fig. 8",
         ),
     ),

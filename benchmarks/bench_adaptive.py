@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from analysis.methods import FLOWS, FORMS
-from analysis.problems import latents
-from analysis.reference import reference
+from analysis.measure.problems import latents
+from analysis.measure.reference import reference
 from problems import toy_mixture
 from solvers import RK45, DormandPrince, TaylorSteps, final, march
 from solvers.adaptive_taylor import AdaptiveTaylor

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torchmetrics.image.fid import _compute_fid
 
-from analysis.metrics import Manifold, Moments, frechet, frechet_of_few, kernel_distance
+from analysis.measure.metrics import Manifold, Moments, frechet, frechet_of_few, kernel_distance
 from analysis.study import Cell, Store, run
 
 DIMENSIONS = 2048

@@ -14,8 +14,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torchdiffeq import odeint
 
-from analysis.problems import latents
-from analysis.reference import reference
+from analysis.measure.problems import latents
+from analysis.measure.reference import reference
 from problems import DDIM, Preconditioned, toy_mixture
 from solvers import Taylor, final, march
 from solvers.adaptive_taylor import AdaptiveTaylor

@@ -256,6 +256,13 @@ class Problem(Model):
     def to(self, like: Tensor) -> Self:
         """Return the same problem in the dtype and on the device of a tensor, with a bill of its own."""
 
+    def nearest(self, x: Tensor) -> Tensor | None:
+        """Return the index of the component of the data that each state is nearest to, shape (...).
+
+        None if the data have no components.
+        """
+        return None
+
     @functools.cached_property
     def average_variance(self) -> Variance | None:
         """The average variance of x₀ given a state, estimated from samples; see ``Average``.
@@ -268,11 +275,6 @@ class Problem(Model):
     def tariff(self) -> Tariff:
         """Prices of derivatives in evaluations of ε; zero where they were not measured."""
         return Tariff()
-
-    @property
-    def parts(self) -> tuple[object, ...]:
-        """What determines the values of the model besides its name and its class; strings and types."""
-        return ()
 
 
 class Source(Model):

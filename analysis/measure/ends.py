@@ -11,7 +11,6 @@ from analysis.measure.features import Features, classifier
 from analysis.measure.rows import Row
 from analysis.methods import Method
 from analysis.study.cells import Cell, Result, Study
-from problems import Mixture
 
 
 def end_point(
@@ -34,8 +33,8 @@ def end_point(
     Returns
     -------
     Arrays by name: the L2 errors in x (samples,), the bills, the errors in features, the error of the
-    reference and, on a mixture, whether the trajectory ends nearest to another component than the exact one
-    does (samples,).
+    reference and, where the data have components, whether the trajectory ends nearest to another component
+    than the exact one does (samples,).
     """
     problem, there = case.problem, 0.0
     begin = case.data(problem.schedule.stop) if encode_steps else case.latents
@@ -55,9 +54,10 @@ def end_point(
     }
     if features is not None:
         arrays["feature_error"] = (features.of(x) - features.of(target)).norm(dim=1).numpy()
-    if isinstance(problem, Mixture):
-        alpha = 1.0 if method.denoise else problem.schedule.alpha(problem.schedule.stop)
-        arrays["flip"] = (problem.nearest(x / alpha) != problem.nearest(target / alpha)).numpy()
+    alpha = 1.0 if method.denoise else problem.schedule.alpha(problem.schedule.stop)
+    here, wanted = problem.nearest(x / alpha), problem.nearest(target / alpha)
+    if here is not None and wanted is not None:
+        arrays["flip"] = (here != wanted).numpy()
     return {**arrays, "reference_error": own_error}
 
 

@@ -79,11 +79,6 @@ class GuidedImages(Guided, Problem):
         """Prices of derivatives of the network."""
         return self._learned.tariff
 
-    @property
-    def parts(self) -> tuple[object, ...]:
-        """The ``parts`` of the network, and the scale."""
-        return (*self._learned.parts, str(self.w), InTurn)
-
     def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` training images of all classes, diffused to t; see ``Learned.sample``."""
         return self._learned.sample(n, t, generator)

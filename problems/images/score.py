@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from problems.bill import Bill, Tariff
 from problems.images import checkpoints
 from problems.images.checkpoints import Checkpoint, CheckpointError
 from problems.images.head import Head, HeadConfig
-from problems.images.layers import Tape, nestable
+from problems.images.layers import nestable
 from problems.images.sources import Samples, samples
 from problems.images.unet import Config, Expansion, ScoreNetwork
 from problems.posterior import Variance
@@ -131,18 +130,6 @@ class Learned(Source, Problem):
             return x0
         noise = torch.randn(x0.shape, generator=source, dtype=torch.float64)
         return self.schedule.alpha(t) * x0 + self.schedule.sigma(t) * noise
-
-    @property
-    def parts(self) -> tuple[object, ...]:
-        """Digest of weights and labels, configurations, and the classes that compute ε."""
-        tensors = [*self.network.state_dict().values()]
-        tensors += [] if self.head is None else [*self.head.state_dict().values()]
-        tensors += [] if self.labels is None else [self.labels]
-        digest = hashlib.sha256()
-        for tensor in tensors:
-            digest.update(tensor.cpu().numpy().tobytes())
-        about = repr((self.network.config, self.schedule, None if self.head is None else self.head.config))
-        return (digest.hexdigest(), about, ScoreNetwork, Tape, Head)
 
     def to(self, like: Tensor) -> Learned:
         """Return the model in the dtype and on the device of a tensor."""

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from analysis import orders
+from analysis.api import Case, certify
 from analysis.measure.orders import POINTS, ladder, obstacle
 from analysis.measure.problems import PROBLEMS, between
 from analysis.measure.recursion import moments
-from analysis.methods import FORMS, GRIDS, METHODS, Method, crossed
+from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
 from analysis.show.published import CLAIMS
-from problems import VE, Gaussian, toy_mixture
+from problems import VE, Gaussian, smooth_mixture, toy_mixture
 from solvers import EulerMaruyama, Node, Taylor
 from solvers.grids import alternating
 
@@ -211,30 +212,48 @@ def test_what_has_no_order_has_a_reason():
     assert "preserves variance" in exploding["sde-strang"]
 
 
+SMOOTH = smooth_mixture()
+CERTIFIABLE = {name: m for name, m in METHODS.items() if not obstacle(m, SMOOTH)}
+STEADY = [name for name, m in CERTIFIABLE.items() if not m.random]
+RANDOM = [name for name, m in CERTIFIABLE.items() if m.random]
+
+
 @pytest.mark.slow
-def test_every_certificate_passes(tmp_path, capsys):
-    """On a smooth grid and a rough one; the command itself has five grids."""
-    table = run(tmp_path, "--grids", "quadratic", "rough")
-    problem = PROBLEMS["smooth"]()
-    certifiable = {name: m for name, m in METHODS.items() if not obstacle(m, problem)}
-    # Two names of one solver, like ttm2 and ttm2-pf, differ by their form, and all forms are there.
-    solvers = {(m.solver, m.last) for m in certifiable.values()}
+@pytest.mark.parametrize(
+    ("form", "grid"), [*((form, "quadratic") for form in FLOWS), ("ddim", "rough")], ids="-".join
+)
+def test_every_certificate_of_a_method_without_noise_passes(form, grid):
+    """A rough grid tells of the solver, whatever the form; the command itself has five grids."""
+    table = certify(STEADY, Case("smooth", 32), forms=[form], grids=[grid])
+    # Two names of one solver, like ttm2 and ttm2-pf, differ by their form.
+    solvers = {(METHODS[name].solver, METHODS[name].last) for name in STEADY}
     assert solvers == {(METHODS[name].solver, METHODS[name].last) for name in table["solver"]}
-    ends = table[table["kind"] == "ends"]
-    assert (ends["verdict"] == "pass").all()
-    counts = ends[~ends["form"].str.startswith("ideal")].groupby("solver").size()
-    assert (counts == 2 * 4).all()
+    assert (table["kind"] == "ends").all()
+    assert (table["verdict"] == "pass").all()
+    # Rough grids are told apart from smooth ones: somewhere the order is another.
+    assert (table["order"] != table["solver_order"]).any() or grid != "rough"
+
+
+@pytest.mark.slow
+def test_every_certificate_of_a_random_method_passes():
+    table = certify(RANDOM, Case("smooth", 64), forms=["ddim"], grids=["quadratic"])
     for kind in ("moments", "paths"):
-        assert set(table["solver"][table["kind"] == kind]) == {n for n, m in certifiable.items() if m.random}
-    # Moments are exact with the optimal covariance, and where the flow of a Gaussian is a straight line.
+        assert set(table["solver"][table["kind"] == kind]) == set(RANDOM)
+    # Moments are exact with the optimal covariance.
     exact = table[table["verdict"] != "pass"]
     assert set(exact["verdict"]) == {"rounding"}
     assert set(exact["kind"]) == {"moments"}
-    straight = exact["form"] == "preconditioned"
-    assert set(exact["form"][~straight]) == {"optimal-ddim", "optimal-ddpm"}
-    printed = capsys.readouterr().out
-    assert "Not certified" in printed
-    assert "edm-churn" in printed.split("Not certified")[1]
+    assert set(exact["form"]) == {"optimal-ddim", "optimal-ddpm"}
+
+
+def test_what_cannot_be_certified_is_told_with_the_reason(tmp_path, monkeypatch, capsys):
+    few = {name: METHODS[name] for name in ("ddim", "edm-churn", "rk45")}
+    monkeypatch.setattr(orders, "METHODS", few)
+    table = run(tmp_path, "--samples", "8", "--finest", "16", "--forms", "ddim", "--grids", "linear")
+    assert table["solver"].tolist() == ["ddim"]
+    printed = capsys.readouterr().out.split("Not certified")[1]
+    assert "does not vanish with their size" in printed
+    assert "chooses its own steps" in printed
 
 
 def test_published_claims_are_held_against_what_is_measured(tmp_path, capsys):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.special import logsumexp
 
+from analysis.measure.problems import PROBLEMS
 from analysis.methods import METHODS
-from analysis.problems import PROBLEMS
 from problems import VP, AnalyticFirst, Brownian, Gaussian, Mixture, smooth_mixture
 from problems.covariance import UncertainDDIM, UncertainLocalization
 from problems.posterior import SAMPLES

@@ -8,8 +8,8 @@ import torch
 from mpmath import mp, mpf
 from torch.distributions import MultivariateNormal
 
+from analysis.measure.problems import PROBLEMS
 from analysis.methods import METHODS
-from analysis.problems import PROBLEMS
 from problems import Brownian, Gaussian, Mixture, smooth_mixture, toy_mixture
 from problems.langevin import CriticallyDamped, damped, mix
 from solvers import EulerMaruyama, final, grids, march

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.problems import latents
-from analysis.reference import reference
+from analysis.measure.problems import latents
+from analysis.measure.reference import reference
 from problems import (
     DDIM,
     VP,

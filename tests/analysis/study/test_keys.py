@@ -311,14 +311,14 @@ LINES = {
     "derivatives": "--problem smooth --samples 4 --points 2 --t 0.3",
     "gte": "--problem digits-gaussians --samples 4 --nfe 3 --solvers ddim ttm2 --grids linear --denoise on --afs on",
     "gte --encode": "--problem gaussian --samples 4 --nfe 3 --solvers ddim --grids linear",
-    "orders": "--samples 4 --solvers ddim ddpm analytic-ddim ddim-eta0.5 --forms ddim --grids quadratic --finest 16",
+    "orders": "--samples 2 --solvers ddim ddpm analytic-ddim ddim-eta0.5 --forms ddim --grids quadratic --finest 16",
     "samples": "--samples 20 --steps 3 --solvers ddim",
     "heads": "--problem digits --samples 4 --nfe 2",
     "budget": "--samples 4 --nfe 2 --t 0.1",
-    "smoothness": "--networks digits digits-fourier --samples 3 --nfe 2 --show 2 --t 0.5 --solvers ddim ttm2",
+    "smoothness": "--networks digits --samples 2 --nfe 2 --show 2 --t 0.5 --solvers ttm2",
     "guidance": "--samples 10 --scales 1 --steps 2 4",
     "interpolate": "--samples 2 --points 3 --nfe 3 --solvers ddim genie",
-    "fid": "--problem digits --samples 8 --nfe 3 --solvers ddim --grids linear",
+    "fid": "--problem smooth --samples 8 --nfe 3 --solvers ddim ddpm --grids linear",
     "weak": "--problem toy --samples 8 --nfe 3 --solvers ddim ddpm --grids quadratic",
     "work_precision": "--problem toy --samples 4 --nfe 3 --solvers ddim --grids quadratic",
     "recommend": "--problem toy --samples 64 --nfe 5 --solvers ddim ab2 --forms ddim --grids quadratic",
@@ -354,7 +354,7 @@ def test_every_function_that_a_method_executes_is_in_the_fingerprint(tmp_path):
     tracing = Tracing()
     study = Study(None, Pool(tracing))
     names = [name for family in FAMILIES.values() for name, m in family.items() if m.form.name != "distilled"]
-    end_points(Case("toy", 3), names, [12], grids=["quadratic"], denoise="both", study=study)
+    end_points(Case("toy", 3), names, [12], grids=["quadratic"], denoise="on", study=study)
     end_points(Case("digits", 2), ["genie"], [3], grids=["linear"], study=study)
     end_points(Case("toy", 3), ["ttm2", "ab2"], [6], forms=list(FORMS)[:4], grids=["edm"], study=study)
     local_errors(Case("smooth", 3), ["ddim", "ab4", "unipc3", "f-pndm"], [0.3], 2, study)

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from analysis.measure.problems import PROBLEMS
+from analysis.measure.reference import reference
 from analysis.methods import METHODS
-from analysis.problems import PROBLEMS
-from analysis.reference import reference
+from analysis.study.keys import Keys
 from problems import Guided
 from problems.images.guided import GuidedImages, InTurn
 from problems.images.score import Learned
@@ -54,7 +55,8 @@ def test_in_another_precision_it_is_the_same_problem_with_a_bill_of_its_own(lear
 
 
 def test_another_scale_is_another_problem(learned):
-    assert GuidedImages(learned, 1.0).parts != GuidedImages(learned, 2.0).parts
+    one, same, other = (Keys().value(GuidedImages(learned, w))[0] for w in (1.0, 1.0, 2.0))
+    assert one == same != other
 
 
 def test_the_shipped_one_knows_its_data():
