@@ -6,6 +6,9 @@ store, and may have workers that measure::
 
     with open_study("results", workers=2) as study:
         race("toy", nfe=10, study=study)
+
+What additions from outside are made of is here too: ``Method``, ``Coordinates``, ``Grid``, ``Features``,
+``Experiment`` and what an experiment works with. See docs/extending.md.
 """
 
 from __future__ import annotations
@@ -14,15 +17,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.session import Session
+from analysis.fid import sample_quality
 from analysis.gte import end_points
 from analysis.lte import local_errors
 from analysis.measure.case import Case
-from analysis.methods import METHODS, Method
+from analysis.measure.features import Features
+from analysis.measure.statistics import Bootstrap
+from analysis.methods import METHODS, Coordinates, Grid, Method
 from analysis.orders import certify
 from analysis.recommend import race
-from analysis.study.cells import Cell, Result, Study
+from analysis.study.cells import Cell, Result, Study, frame, measured
 from analysis.study.pools import pool
 from analysis.study.store import Store
+from analysis.weak import weak_errors
 from analysis.work_precision import work_and_error
 from problems import Problem
 from solvers import Solver
@@ -100,16 +109,27 @@ def assert_order(
 
 __all__ = [
     "METHODS",
+    "Bootstrap",
     "Case",
     "Cell",
+    "Coordinates",
+    "Experiment",
+    "Features",
+    "Grid",
     "Method",
+    "Outcome",
     "Result",
+    "Session",
     "Study",
     "assert_order",
     "certify",
     "end_points",
+    "frame",
     "local_errors",
+    "measured",
     "open_study",
     "race",
+    "sample_quality",
+    "weak_errors",
     "work_and_error",
 ]

@@ -32,7 +32,7 @@ from analysis.measure.quality import Judge
 from analysis.measure.rows import BUDGETS, plan
 from analysis.measure.shards import SIZE, Made, made_of, shards_of
 from analysis.measure.statistics import Bootstrap
-from analysis.methods import FORMS, GRIDS, Grid, Method, chosen, crossed
+from analysis.methods import Coordinates, Grid, Method, chosen, chosen_forms, chosen_grids, crossed
 from analysis.methods.table import Asked
 from analysis.show import plots, quality, tables
 from analysis.show.factors import common, interval_of, reasons, wide, word
@@ -69,7 +69,7 @@ def sample_quality(
     nfe: Sequence[int] = BUDGETS,
     *,
     steps: Sequence[int] = (),
-    forms: Sequence[str] | None = None,
+    forms: Sequence[str | Coordinates] | None = None,
     grids: Sequence[str | Grid] = ("linear", "quadratic"),
     bill: str = "nfe",
     afs: str = "off",
@@ -88,7 +88,7 @@ def sample_quality(
     nfe, steps
         Budgets in score evaluations, or numbers of steps instead.
     forms
-        Names in ``FLOWS`` with which methods are crossed; None is each method's own.
+        Names in ``FLOWS``, or forms, with which methods are crossed; None is each method's own.
     grids
         Names in ``GRIDS``, or grids.
     bill
@@ -116,8 +116,8 @@ def sample_quality(
         If no row could be measured.
     """
     case = case_of(problem)
-    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
-    pairs = crossed(chosen(methods), None if forms is None else [FORMS[name] for name in forms], by_name)
+    on = None if forms is None else chosen_forms(forms)
+    pairs = crossed(chosen(methods), on, chosen_grids(grids))
     switches: dict[str, Any] = {"by_steps": bool(steps), "bill": bill, "afs": afs, "denoise": denoise}
     rows = plan(case.problem, pairs, steps or nfe, **switches)
     made = made_of(case, rows, looks(case.problem, features), study or Study())

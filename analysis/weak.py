@@ -22,8 +22,9 @@ from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
 from analysis.measure.distances import chance, weak_error
+from analysis.measure.laws import MEASURES
 from analysis.measure.rows import BUDGETS, Row, plan
-from analysis.methods import FORMS, GRIDS, WHOLE, Grid, Method, chosen, crossed
+from analysis.methods import WHOLE, Coordinates, Grid, Method, chosen, chosen_forms, chosen_grids, crossed
 from analysis.methods.table import Asked
 from analysis.show import plots, tables
 from analysis.show.factors import common, interval_of, reasons, titled, varying, wide, word
@@ -47,14 +48,6 @@ DEFAULT = (
 EXACT = 10_000
 """Exact samples, at least, with which samples are compared."""
 
-MEASURES = {
-    "mean": "Error of the mean, in x",
-    "covariance": "Error of the covariance, in proportion",
-    "occupancy": "Total variation of the occupancy of components",
-    "sliced": "Sliced 2-Wasserstein distance, in x",
-    "energy": "Energy distance",
-}
-
 
 def arguments(p: Parser) -> None:
     """Add the arguments of this command."""
@@ -69,7 +62,7 @@ def weak_errors(
     nfe: Sequence[int] = BUDGETS,
     *,
     steps: Sequence[int] = (),
-    forms: Sequence[str] | None = None,
+    forms: Sequence[str | Coordinates] | None = None,
     grids: Sequence[str | Grid] = ("quadratic",),
     bill: str = "nfe",
     afs: str = "off",
@@ -88,7 +81,7 @@ def weak_errors(
     nfe, steps
         Budgets in score evaluations, or numbers of steps instead.
     forms
-        Names in ``FLOWS`` with which methods are crossed; None is each method's own.
+        Names in ``FLOWS``, or forms, with which methods are crossed; None is each method's own.
     grids
         Names in ``GRIDS``, or grids.
     bill
@@ -115,8 +108,8 @@ def weak_errors(
         If nothing could be measured.
     """
     case = case_of(problem)
-    by_name = [GRIDS[grid] if isinstance(grid, str) else grid for grid in grids]
-    pairs = crossed(chosen(methods), None if forms is None else [FORMS[name] for name in forms], by_name)
+    on = None if forms is None else chosen_forms(forms)
+    pairs = crossed(chosen(methods), on, chosen_grids(grids))
     switches: dict[str, Any] = {"by_steps": bool(steps), "bill": bill, "afs": afs, "denoise": denoise}
     rows = plan(case.problem, pairs, steps or nfe, **switches)
     return tabulated(case, rows, study or Study(), "steps" if steps else "nfe", exact)

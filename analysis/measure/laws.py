@@ -26,6 +26,15 @@ Labels = NDArray[np.int64]
 ROWS = 1024
 """Samples whose distances from all others are held at once."""
 
+MEASURES = {
+    "mean": "Error of the mean, in x",
+    "covariance": "Error of the covariance, in proportion",
+    "occupancy": "Total variation of the occupancy of components",
+    "sliced": "Sliced 2-Wasserstein distance, in x",
+    "energy": "Energy distance",
+}
+"""The distances of ``Law.compare`` by name, each with the title of its table."""
+
 
 class Statistic(NamedTuple):
     """A statistic of samples.

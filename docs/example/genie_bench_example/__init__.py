@@ -1,0 +1,1 @@
+"""A solver, a problem, a form, a grid, features and an experiment for genie-bench."""
