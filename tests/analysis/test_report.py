@@ -7,17 +7,22 @@ import pkgutil
 import re
 import shlex
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import analysis
-from analysis import lte, report
+from analysis import fid, heads, lte, report
 from analysis.command.arguments import parser
-from analysis.command.experiment import PLUGGED, experiments
-from analysis.show import plots
+from analysis.command.experiment import PLUGGED, Outcome, experiments
+from analysis.command.run import main
+from analysis.measure.case import Case
+from analysis.measure.features import Features
+from analysis.show import plots, tables
 from tests.html import Page
 
 LTE = ["--t", "0.3", "--samples", "20", "--points", "3", "--solvers", "ddim", "ttm2"]
@@ -86,6 +91,56 @@ def test_what_is_missing_is_listed_with_a_command_that_parses(results, page):
     for line in listed:
         name, *arguments = re.fullmatch(r"python -m analysis\.(.*)", line)[1].split()
         assert parser(known[name]).parse_args(arguments).out == results
+
+
+def recorded(folder, experiment, session, outcome):
+    """Write the manifest of a run that measured this, without its files, and return the page."""
+    with tables.collected() as kept:
+        experiment.report(session, outcome)
+    cells = [(table, *table.cells()) for table in kept]
+    shown = [{"title": t.title, "columns": c, "rows": r, "notes": list(t.notes)} for t, c, r in cells]
+    about = {"experiment": experiment.name, "command": experiment.typed(), "files": [], "tables": shown}
+    (folder / f"{experiment.name}.json").write_text(json.dumps(about), "utf-8")
+    assert report.command(["--out", str(folder)]) == 0
+    return Page((folder / "report.html").read_text("utf-8"))
+
+
+def banded(**estimates):
+    """Return columns of estimates with their intervals."""
+    return {f"{k}{end}": v for k, x in estimates.items() for end, v in (("", x), ("_low", x), ("_high", x))}
+
+
+def test_tables_1_and_7_stand_beside_distances(tmp_path):
+    session = SimpleNamespace(args=SimpleNamespace(features=None, steps=None), case=Case("gaussian", 250))
+    about = {"feature": "pixels", "form": "ddim", "afs": False, "denoise": False, "billed": False, "note": ""}
+    about |= {"kernel": 0.1, "jvp": 0, "reference_error": 1e-13, "frechet_infinite": 0.2}
+    about |= {"frechet_half": 0.5, "frechet_quarter": 0.6, **banded(precision=0.7, recall=0.8, error=0.9)}
+    distances = {("ddim", 5): 0.75, ("ddim", 6): 0.5, ("accurate", math.nan): 0.25}
+    rows = [
+        {**about, "solver": solver, "grid": "linear", "nfe_budget": budget, **banded(frechet=value)}
+        for (solver, budget), value in distances.items()
+    ]
+    outcome = Outcome(pd.DataFrame(rows), extra=([Features("pixels", torch.flatten)], []))
+    page = recorded(tmp_path, fid.EXPERIMENT, session, outcome)
+    above = [text for text in page.texts if text.endswith("(95%), form ddim, afs off, denoise off")]
+    assert page.texts.index(above[0]) < page.texts.index("Table 7: FID by the exponent ρ of the grid ")
+    assert len([text for text in page.texts if text.startswith(("Table 1: ", "Table 7: "))]) == 2
+    shown = page.table("grid", "5 NFE").iloc[0]
+    assert (float(shown["5 NFE"].split()[0]), float(shown["6 NFE"].split()[0])) == (0.75, 0.5)
+
+
+def test_table_2_stands_beside_heads(tmp_path):
+    line = {"head": "exact", "derivative_error": math.nan, "seeds": 0, "nfe": 5, "reference_error": 0.0}
+    page = recorded(tmp_path, heads.EXPERIMENT, None, Outcome(pd.DataFrame([{**line, **banded(error=1.0)}])))
+    assert "Table 2: " in page.text
+
+
+def test_an_announcement_leaves_results_as_they_are(tmp_path, capsys):
+    (tmp_path / "lte.json").write_text("{}")
+    assert main(replace(lte.EXPERIMENT, measure=lambda session: None), ["--out", str(tmp_path)]) == 0
+    assert (tmp_path / "lte.json").read_text() == "{}"
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".sqlite"}
+    assert "written" not in capsys.readouterr().out
 
 
 def test_every_command_is_an_experiment_with_a_place_of_its_own():
