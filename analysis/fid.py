@@ -26,7 +26,7 @@ from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
-from analysis.measure.features import Features
+from analysis.measure.features import FEATURES, Features
 from analysis.measure.features import features as named
 from analysis.measure.quality import Judge
 from analysis.measure.rows import BUDGETS, plan
@@ -56,8 +56,8 @@ def arguments(p: Parser) -> None:
         "--features",
         nargs="+",
         metavar="NAME",
-        help="what samples are compared in: classifier (of the digits), pixels, or a file of Inception-v3 "
-        "weights, for the FID (default: classifier and pixels for digits, else pixels)",
+        help=f"what samples are compared in: {', '.join(FEATURES)}, or a file of Inception-v3 weights, for "
+        "the FID (default: classifier and pixels for digits, else pixels)",
     )
     p.add_argument("--sheets", action="store_true", help="write sheets of samples too")
     p.add_argument("--dry-run", action="store_true", help="only list what would be measured, and how long")
