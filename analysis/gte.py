@@ -105,8 +105,16 @@ def end_points(
     case = case_of(problem)
     on = None if forms is None else chosen_forms(forms)
     pairs = crossed(chosen(methods), on, chosen_grids(grids))
-    switches = {"by_steps": bool(steps), "bill": bill, "afs": afs, "denoise": denoise, "encode": encode}
-    rows = plan(case.problem, pairs, steps or nfe, **switches)
+    rows = plan(
+        case.problem,
+        pairs,
+        steps or nfe,
+        by_steps=bool(steps),
+        bill=bill,
+        afs=afs,
+        denoise=denoise,
+        encode=encode,
+    )
     return tabulated(case, rows, study or Study(), "steps" if steps else "nfe")
 
 

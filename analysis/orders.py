@@ -110,8 +110,8 @@ def certify(
 
     Returns
     -------
-    Columns ``order`` (declared, on this form and grid), ``slope`` with its 95% interval, ``verdict``: ``pass`` if
-    the slope lies within 0.25 of the order, ``FAIL``, or ``rounding`` where there is no slope.
+    Columns ``order`` (declared, on this form and grid), ``slope`` with its 95% interval, ``verdict``:
+    ``pass`` if the slope lies within 0.25 of the order, ``FAIL``, or ``rounding`` where there is no slope.
 
     Raises
     ------

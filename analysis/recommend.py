@@ -64,7 +64,7 @@ def arguments(p: Parser) -> None:
 
 
 def entrants(problem: Problem) -> dict[str, Method]:
-    """Return the methods that can race on a problem: not random, of given steps, with a head if they need one."""
+    """Return the methods that can race: not random, of given steps, and with a head if they need one."""
     return {
         name: method
         for name, method in METHODS.items()
@@ -104,9 +104,9 @@ def race(
 
     Returns
     -------
-    The finalists of every budget. Columns with 95% intervals are ``error``, the mean L2 error in x, and ``ratio``,
-    that error as a multiple of the best one's on the same latents; ``worse`` says whether it is significantly
-    above one. DDIM on its quadratic grid, if it entered, is always among them (``usual``).
+    The finalists of every budget. Columns with 95% intervals are ``error``, the mean L2 error in x, and
+    ``ratio``, that error as a multiple of the best one's on the same latents; ``worse`` says whether it is
+    significantly above one. DDIM on its quadratic grid, if it entered, is always among them (``usual``).
 
     Raises
     ------

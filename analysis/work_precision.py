@@ -76,7 +76,7 @@ def work_and_error(
     problem
         What is solved; anything that ``Case`` takes, or a case.
     methods
-        The methods; see ``analysis.methods.chosen``. Random ones have no error of end points and are left out.
+        The methods; see ``analysis.methods.chosen``. Random ones have no end points to compare.
     nfe
         Budgets in score evaluations.
     grids
@@ -274,7 +274,7 @@ def draw(session: Session, outcome: Outcome) -> Figure:
 EXPERIMENT = Experiment(
     name="work_precision",
     title="Work and precision",
-    finding="Error at the end against evaluations and against seconds; what nothing beats is the Pareto front.",
+    finding="Error at the end against evaluations and seconds; what nothing beats is the Pareto front.",
     help="Global error at t_cut against evaluations and against seconds, with the Pareto front.",
     examples=(
         "",

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.methods import FLOWS, FORMS
 from analysis.measure.problems import latents
 from analysis.measure.reference import reference
+from analysis.methods import FLOWS, FORMS
 from problems import toy_mixture
 from solvers import RK45, DormandPrince, TaylorSteps, final, march
 from solvers.adaptive_taylor import AdaptiveTaylor

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from analysis.methods import METHODS
 from analysis.measure.problems import PROBLEMS, latents
 from analysis.measure.reference import reference
+from analysis.methods import METHODS
 from problems import DDIM, VP, Problem, Source, toy_mixture
 from problems.posterior import Variance
 from problems.score import Push

@@ -48,9 +48,7 @@ def parser(experiment: Experiment, launcher: str = "python -m analysis.") -> Par
         "--plugin", nargs="+", type=Path, metavar="FILE", help="Python files that add methods, problems, …"
     )
     who = group.add_mutually_exclusive_group()
-    who.add_argument(
-        "--workers", type=positive, default=1, help="processes on this machine (extra: cluster)"
-    )
+    who.add_argument("--workers", type=positive, default=1, help="processes on this machine (extra: cluster)")
     who.add_argument(
         "--scheduler",
         metavar="ADDRESS",

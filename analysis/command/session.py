@@ -57,7 +57,7 @@ class Session:
 
     @property
     def problem(self) -> Problem:
-        """The problem on the CPU: references and initial states are made from it. Exact ones are in float64."""
+        """The problem on the CPU, in float64 if it is exact: for references and initial states."""
         return self.case.problem
 
     @property
@@ -117,9 +117,17 @@ class Session:
             If no row can be measured, or a method cannot do what is asked for.
         """
         args = self.args
-        switches = {"bill": args.bill, "afs": args.afs, "denoise": args.denoise, "encode": encode}
         try:
-            return plan(self.problem, self.crossed(), budgets, by_steps=bool(args.steps), **switches)
+            return plan(
+                self.problem,
+                self.crossed(),
+                budgets,
+                by_steps=bool(args.steps),
+                bill=args.bill,
+                afs=args.afs,
+                denoise=args.denoise,
+                encode=encode,
+            )
         except UsageError:
             raise
         except ValueError as error:

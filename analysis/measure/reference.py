@@ -128,9 +128,7 @@ def _ready(x: Tensor, times: Sequence[float]) -> Tensor:
     return x.to(torch.float64)
 
 
-def by_steps(
-    score: Model, x: Tensor, times: Sequence[float], tolerance: float | None = None
-) -> Reference:
+def by_steps(score: Model, x: Tensor, times: Sequence[float], tolerance: float | None = None) -> Reference:
     """Solve by an Adams method on more and more steps; see ``reference``."""
     x, tolerance = _ready(x, times), SETTLED if tolerance is None else tolerance
     alpha = _alpha(score, times, x)

@@ -46,10 +46,11 @@ def single_step(case: Case, method: Method, t: float, dt: float, times: Aside) -
     """
     solution = case.exact(*times.value, tolerance=1e-13)
     exact = dict(zip(solution.times, solution.x, strict=True))
+    wanted = stops_of(t, dt, method.solver.reach, case.problem.schedule.stop)
     parts = []
     with torch.no_grad():
         for score, rows in case.split(case.samples, whole=method.coupled):
-            states = {time: x[rows] for time, x in exact.items()}
+            states = {time: exact[time][rows] for time in wanted}
             parts.append(_step(case, method, score, states, t, dt))
     bills = [bill for bill, _ in parts]
     bill = whole_bill(sum(bills[1:], start=bills[0]))
@@ -102,4 +103,4 @@ def leading_term(solver: LinearRule, eq: Form, y: Tensor, end: float, nodes: lis
 
 
 def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)
+    return torch.as_tensor(torch.linalg.vector_norm(x.flatten(1), dim=1))

@@ -56,7 +56,7 @@ def _free(xbar: Tensor, gamma: Scalar) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def rehearsed(method: Sampler, model: Model, steps: int) -> Bill:
-    """Return the bill of so many steps, which is the same on every grid; races ask for it thousands of times."""
+    """Return the bill of so many steps, the same on every grid; races ask for it thousands of times."""
     rehearsal = _Rehearsal(model)
     method.sample(rehearsal, steps, torch.zeros(1, 1, dtype=torch.float64))
     return rehearsal.spent

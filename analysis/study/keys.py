@@ -1,14 +1,14 @@
 """Keys: the name under which a measurement is kept is all that determines it, its code included.
 
-A key is the hash of the plain arguments of a function, of the code that function and arguments can reach, and
-of the versions of Python and of the libraries that this code uses. The code is found by following the names in
-code objects: globals and what they hold, attributes of modules, closures, defaults, and the methods of every
-class that is reached. Of a class three kinds of methods count: those whose names occur in the code reached (a
-rapid type analysis by name), special methods, and those that a library may call back. A comment, a docstring
-or a line number is no part of what is read here, so it moves no key.
+A key is the hash of the plain arguments of a function, of the code that function and arguments can reach,
+and of the versions of Python and of the libraries that this code uses. The code is found by following the
+names in code objects: globals and what they hold, attributes of modules, closures, defaults, and the methods
+of every class that is reached. Of a class three kinds of methods count: those whose names occur in the code
+reached (a rapid type analysis by name), special methods, and those that a library may call back. A comment, a
+docstring or a line number is no part of what is read here, so it moves no key.
 
-A library stands in a key by its name and version; see ``libraries``. Everything else stands there by its code:
-this suite, packages of its users, scripts and notebooks.
+A library stands in a key by its name and version; see ``libraries``. Everything else stands there by its
+code: this suite, packages of its users, scripts and notebooks.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Keys:
         return self._from((function, *self.value(tuple(arguments.items()))[1]))[0]
 
     def value(self, value: object) -> tuple[str, Roots]:
-        """Return the digest of a value, and the functions and classes in it; their code is not in the digest."""
+        """Return the digest of a value, and the functions and classes in it, whose code is apart."""
         return written(value, self._values)
 
     def facts(self, code: object) -> Facts:

@@ -1,7 +1,7 @@
-"""The results store: one SQLite file in write-ahead mode, with the arrays of every measurement under its key.
+"""The results store: one SQLite file in write-ahead mode, the arrays of every measurement under its key.
 
-A cell is written in one transaction. So a run that is interrupted or killed loses at most the cell that it was
-measuring, and several runs may share the file.
+A cell is written in one transaction. So a run that is interrupted or killed loses at most the cell that it
+was measuring, and several runs may share the file.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_random_methods_have_no_error_of_end_points(table):
 def test_the_errors_are_those_of_gte_and_come_from_the_same_store(table, tmp_path, written):
     arguments = [*COMMON, "--solvers", "ddim", "--grids", "log-snr", "--out", str(tmp_path)]
     assert gte.command(arguments) == 0
-    ends = [key for key in written]
+    ends = list(written)
     assert work_precision.command(arguments) == 0
     assert len(written) == 2 * len(ends)  # seconds alone are new
     here = pd.read_csv(tmp_path / "work_precision.csv")

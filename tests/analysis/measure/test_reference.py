@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from analysis import reference as module
+from analysis.measure import reference as module
 from analysis.measure.problems import latents
 from analysis.measure.reference import reference
 from analysis.methods import METHODS

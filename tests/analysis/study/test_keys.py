@@ -309,9 +309,9 @@ def traced():
 LINES = {
     "lte": "--problem smooth --samples 4 --points 2 --t 0.3",
     "derivatives": "--problem smooth --samples 4 --points 2 --t 0.3",
-    "gte": "--problem digits-gaussians --samples 4 --nfe 3 --solvers ddim ttm2 --grids linear --denoise on --afs on",
+    "gte": "--problem digits-gaussians --samples 4 --nfe 3 --solvers ttm2 --denoise on --afs on",
     "gte --encode": "--problem gaussian --samples 4 --nfe 3 --solvers ddim --grids linear",
-    "orders": "--samples 2 --solvers ddim ddpm analytic-ddim ddim-eta0.5 --forms ddim --grids quadratic --finest 16",
+    "orders": "--samples 2 --solvers ddim ddpm ddim-eta0.5 --forms ddim --grids quadratic --finest 16",
     "samples": "--samples 20 --steps 3 --solvers ddim",
     "heads": "--problem digits --samples 4 --nfe 2",
     "budget": "--samples 4 --nfe 2 --t 0.1",
@@ -477,7 +477,7 @@ MUST_NOT = {
     "ddim on digits": ("exponential", "predictor", "stochastic", "splitting", "textbook", "langevin",
                        "laws", "lte", "show", "steps", "VE", "edm", "mixture"),
     "step of ddim": ("adams", "clock", "exponential", "runge_kutta", "predictor", "stochastic", "splitting",
-                     "textbook", "langevin", "covariance", "laws", "metrics", "lte", "gte", "show", "VE", "edm"),
+                     "textbook", "langevin", "covariance", "laws", "metrics", "lte", "gte", "show", "VE"),
 }  # fmt: skip
 """Words in the names of what another family of methods, problem, grid or experiment has for itself."""
 
