@@ -85,7 +85,7 @@ class EulerMaruyama(Maruyama):
 
 
 def moved(eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, noise: Tensor) -> Tensor:
-    """Return y at s1 of the state x/α + ``noise``, where x/α is that of y at s0."""
+    """Return the coordinates at s1 of the state whose x/α is that of (y, s0) plus ``noise``."""
     t0, t1 = eq.t(s0), eq.t(s1)
     alpha = eq.schedule.alpha
     return eq.enter(alpha(t1) * (eq.leave(y, t0) / alpha(t0) + noise), t1)

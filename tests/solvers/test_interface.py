@@ -162,7 +162,7 @@ def test_the_adaptive_sde_solver_is_not_coupled():
     ids=repr,
 )
 def test_orders_on_equal_steps(solver, order, even):
-    """The bare step index is right there, and what it declares is that of the method on its own variable."""
+    """Weights for equal steps are exact there, so the order is that of the method on its own variable."""
     assert (solver.order, solver.even_order) == (order, even)
 
 
