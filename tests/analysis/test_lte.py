@@ -1,11 +1,14 @@
 """Local truncation errors: order plus one, and the leading term of theory."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from analysis import lte
+from analysis.measure import reference
+from analysis.measure.case import Case
+from analysis.measure.steps import single_step
 from analysis.methods import METHODS
+from analysis.study.values import Aside
 
 LINEAR = (
     "ddim",
@@ -22,13 +25,12 @@ LINEAR = (
 )
 
 
+SOLVERS = (*LINEAR, "heun", "midpoint", "rk4", "dpm-solver-2", "ttm2-pf")
+
+
 @pytest.fixture(scope="module")
-def smooth(tmp_path_factory):
-    out = tmp_path_factory.mktemp("lte")
-    solvers = [*LINEAR, "heun", "midpoint", "rk4", "dpm-solver-2", "ttm2-pf"]
-    arguments = ["--problem", "smooth", "--t", "0.15", "0.3", "--samples", "60", "--points", "17"]
-    assert lte.command([*arguments, "--solvers", *solvers, "--out", str(out)]) == 0
-    return pd.read_csv(out / "lte.csv")
+def smooth():
+    return lte.local_errors(Case("smooth", 12), SOLVERS, (0.15, 0.3), 17)
 
 
 def asymptotic(table, name, t):
@@ -37,7 +39,7 @@ def asymptotic(table, name, t):
 
 
 @pytest.mark.parametrize("t", [0.15, 0.3])
-@pytest.mark.parametrize("name", [*LINEAR, "heun", "midpoint", "rk4", "dpm-solver-2", "ttm2-pf"])
+@pytest.mark.parametrize("name", SOLVERS)
 def test_slope_is_order_plus_one(smooth, name, t):
     rows = asymptotic(smooth, name, t)
     slope = np.polyfit(np.log(rows["dt"]), np.log(rows["error"]), 1)[0]
@@ -55,18 +57,16 @@ def test_theory_meets_measurement_at_small_steps(smooth, name, t):
         assert rows["theory"].iloc[0] == pytest.approx(rows["error"].iloc[0], rel=0.01)
 
 
-def test_figures_known_independently(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "known"), [("ddim", 3.91e-6), ("ttm2", 5.20e-8), ("ttm3", 6.9e-10), ("ab2", 1.29e-7)]
+)
+def test_figures_known_independently(name, known):
     """Known from an independent implementation: at t = 0.5, Δt = 0.0025 on the toy, in x."""
-    known = {"ddim": 3.91e-6, "ttm2": 5.20e-8, "ttm3": 6.9e-10, "ab2": 1.29e-7}
-    solvers = ["--solvers", *known]
-    lte.command(["--t", "0.5", "--samples", "1000", "--points", "25", *solvers, "--out", str(tmp_path)])
-    table = pd.read_csv(tmp_path / "lte.csv")
-    for name, error in known.items():
-        rows = table[table["solver"] == name]
-        at = np.exp(np.interp(np.log(0.0025), np.log(rows["dt"]), np.log(rows["error"])))
-        # The known figures have two or three digits and come from other draws of 1,000 latents (3% of
-        # standard error on each side); the interpolation adds less than 1%.
-        assert at == pytest.approx(error, rel=0.10)
+    times = Aside((0.5 + 0.0025, 0.5, 0.5 - 0.0025))
+    found = single_step(Case("toy"), METHODS[name], 0.5, 0.0025, times)
+    # The known figures have two or three digits and come from other draws of 1,000 latents (3% of standard
+    # error on each side).
+    assert found["error"].mean() == pytest.approx(known, rel=0.10)
 
 
 def test_steps_reach_the_cut_off_and_no_further():
@@ -83,14 +83,16 @@ def test_multistep_rows_end_where_their_past_would_leave_the_schedule(smooth):
     assert len(f_pndm) < 17
 
 
-def test_local_errors_on_a_network_are_the_leading_terms(tmp_path):
+def test_local_errors_on_a_network_are_the_leading_terms(monkeypatch):
     """On the shipped network, at a step of 0.0045: 5% for the next term, which is of relative size Δt/t."""
-    line = "--problem digits --t 0.2 --points 3 --samples 4 --solvers ddim ttm2 genie"
-    assert lte.command([*line.split(), "--out", str(tmp_path)]) == 0
-    table = pd.read_csv(tmp_path / "lte.csv")
-    rows = table[(table["dt"] > 1e-3) & (table["dt"] < 1e-2)].set_index("solver")
-    assert list(rows.loc[["ddim", "ttm2"], "theory"] / rows.loc[["ddim", "ttm2"], "error"]) == pytest.approx(
-        [1.0, 1.0], abs=0.05
-    )
+    monkeypatch.setattr(reference, "STEPS", (64, 128))  # enough for neighbouring states of one trajectory
+    t, dt = 0.2, 0.0045
+    found = {
+        name: single_step(Case("digits", 2), METHODS[name], t, dt, Aside((t, t - dt)))
+        for name in ("ddim", "ttm2", "genie")
+    }
+    ratios = [found[n]["theory"].mean() / found[n]["error"].mean() for n in ("ddim", "ttm2")]
+    assert ratios == pytest.approx([1.0, 1.0], abs=0.05)
     # The head errs in the derivative, so its error is of the order of DDIM's, and smaller.
-    assert rows.loc["ttm2", "error"] < rows.loc["genie", "error"] < rows.loc["ddim", "error"]
+    ddim, ttm2, genie = (found[name]["error"].mean() for name in ("ddim", "ttm2", "genie"))
+    assert ttm2 < genie < ddim
