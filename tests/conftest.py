@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import mpmath
 import numpy as np
+import pytest
 import torch
 from hypothesis import settings
 from mpmath import mp, mpf
@@ -93,3 +94,12 @@ def distance(a: Tensor, b: Tensor) -> float:
 def fitted_order(steps: Sequence[int], errors: Sequence[float]) -> float:
     """Return the slope of -log(error) against log(steps), by least squares."""
     return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
+
+
+@pytest.fixture(scope="session")
+def cluster_address():
+    """The address of a Dask scheduler with two worker processes, shared by all tests that need workers."""
+    from analysis.study.pools import local_cluster
+
+    with local_cluster(2) as cluster:
+        yield cluster.scheduler_address

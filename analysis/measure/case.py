@@ -1,7 +1,7 @@
-"""A case: which trajectories of which problem are measured, in which precision, on which device, in which batches.
+"""A case: which trajectories of which problem are measured, in which precision, where, in which batches.
 
-A case is a value. Equal cases have the same initial states, the same exact states, the same working model and the
-same noise, and these are made once in a process.
+A case is a value. Equal cases have the same initial states, the same exact states, the same working model and
+the same noise, and these are made once in a process.
 """
 
 from __future__ import annotations
@@ -20,17 +20,10 @@ from analysis.measure.problems import DTYPES, between, latents, opened, portable
 from analysis.measure.reference import SERIES, Reference, Way, way_to
 from analysis.methods import Method
 from analysis.study.keys import Keys
-from analysis.study.values import plain
 from problems import Bill, Brownian, Model, Noise, Problem, denoise
 
 BATCH = 1000
 """States that a model sees at once, at most, unless told otherwise."""
-
-
-@plain.register(Tensor)
-def _(tensor: Tensor) -> object:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return "tensor", str(tensor.dtype), tuple(tensor.shape), flat.view(torch.uint8).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +40,7 @@ class Case:
     seed
         Seed of the initial states and of all noise.
     dtype
-        A name in ``DTYPES``, the precision in which methods run; by default float64, and float32 for networks.
+        A name in ``DTYPES``, the precision in which methods run; float64 by default, float32 for networks.
     device
         Name of the torch device on which they run.
     batch
@@ -148,7 +141,7 @@ class Case:
         return Case(**{name: changes.get(name, getattr(self, name)) for name in names})
 
     def on(self, problem: Problem | str | Path) -> Case:
-        """Return the same case of another problem, in the precision that suits that, if no other was chosen."""
+        """Return the same case of another problem, in its usual precision, if no other was chosen."""
         dtype = None if self.dtype == _usual(self.problem) else self.dtype
         return Case(problem, self.samples, self.seed, dtype, self.device, self.batch)
 

@@ -115,9 +115,13 @@ def by_digits() -> Seen:
     return Seen(classifiers.shipped(), as_they_are, (by_digits, ()))
 
 
-@lru_cache(maxsize=1)
 def by_inception(path: Path) -> Seen:
-    """Return what Inception-v3 sees."""
+    """Return what Inception-v3 sees with the weights of a file, which is read again when it has changed."""
+    return _by_inception(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=1)
+def _by_inception(path: Path, changed: int) -> Seen:
     return Seen(inceptions.load(path), stored, (by_inception, (path,)))
 
 
@@ -137,7 +141,7 @@ def inception(path: Path) -> Features:
     problems.images.checkpoints.CheckpointError
         If it cannot be used.
     """
-    return Features(INCEPTION, by_inception(path))
+    return Features(INCEPTION, by_inception(path.absolute()))
 
 
 def stored(x: Tensor) -> Tensor:

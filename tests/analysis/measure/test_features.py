@@ -1,13 +1,14 @@
 """Features: one interface to what images are compared in, whatever the states come as."""
 
+import pickle
+
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from analysis import features as module
-from analysis import study
-from analysis.features import Features, classifier, features, inception, pixels, stored
+from analysis.measure import features as module
+from analysis.measure.features import Features, Seen, classifier, features, inception, pixels, stored
+from analysis.study.keys import Keys
 from problems import Gaussian, digits_mixture, toy_mixture
 from problems.console import UsageError
 from problems.images import classifier as classifiers
@@ -93,11 +94,11 @@ class Means(nn.Module):
         return self.weight * torch.stack([x.mean((1, 2, 3)), torch.full((len(x),), float(x.shape[-1]))], 1)
 
 
-def test_inception_sees_eight_bits_in_batches(monkeypatch):
+def test_inception_sees_eight_bits_in_batches(monkeypatch, tmp_path):
     network, before = Means(), torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(inceptions, "load", lambda path: network)
     x = images(module.BATCH + 1, 3, 4, 4, spread=1.0)
-    made = plain(inception(None).of(x), len(x), 2)
+    made = plain(inception(tmp_path / "w.pth").of(x), len(x), 2)
     assert [len(part) for part in network.seen] == [module.BATCH, 1]
     assert torch.equal(torch.cat(network.seen), stored(x.float()))
     assert torch.cat(network.seen).abs().max() == 1.0
@@ -118,42 +119,50 @@ def weights():
     }
 
 
+def key(found, keys=None):
+    return (keys or Keys()).key(plain, {"features": found})
+
+
 def test_inception_of_a_file(weights, tmp_path):
+    """The key of its features is that of the weights, whatever file they are in."""
     path = tmp_path / "w.pth"
     torch.save(weights, path)
     found = inception(path)
-    x = images(2)
-    made = plain(found.of(x), 2, 2048)
-    same = plain(found.of(stored(x).expand(-1, 3, -1, -1)), 2, 2048)
+    x = images(1)
+    made = plain(found.of(x), 1, 2048)
     assert torch.isfinite(made).all()
     assert (made > 0.0).all()
-    assert torch.equal(made, same)
+    assert torch.equal(made, plain(found.of(stored(x).expand(-1, 3, -1, -1)), 1, 2048))
+    assert pickle.loads(pickle.dumps(found)).of is found.of
 
-    save_file({n: t.contiguous() for n, t in weights.items()}, path.with_suffix(".safetensors"))
-    twin = inception(path.with_suffix(".safetensors"))
-    torch.save({**weights, "Mixed_5b.branch1x1.bn.bias": torch.zeros(64)}, path)
-    other = inception(path)
+    twin = inception(path.rename(path.with_name("elsewhere.pth")))
+    torch.save({**weights, "Mixed_5b.branch1x1.bn.bias": torch.zeros(64)}, path.with_name("elsewhere.pth"))
+    other = inception(path.with_name("elsewhere.pth"))
     assert found.name == twin.name == other.name == "Inception-v3"
-    assert found == twin
-    assert found != other
-
-
-def key(found):
-    return study._key("fid", "{}", (*found.parts, found))
+    keys = Keys()
+    assert key(found, keys) == key(twin, keys) != key(other, keys)
 
 
 def test_features_are_told_apart_in_the_store():
     assert key(classifier(DIGITS)) == key(classifier(DIGITS))
     assert key(pixels(DIGITS)) == key(pixels(DIGITS))
     assert key(classifier(DIGITS)) != key(pixels(DIGITS))
-    assert pixels(DIGITS).parts == ()
 
     def weighing(value):
         network = Means()
         nn.init.constant_(network.weight, value)
-        return module._seen("means", network, lambda x: x)
+        return Features("means", Seen(network, stored, (weighing, (value,))))
 
     assert key(weighing(1.0)) == key(weighing(1.0)) != key(weighing(1.0 + 2.0**-23))
+
+
+def test_features_travel_by_what_makes_them():
+    """To another process, without the weights."""
+    for found in (classifier(DIGITS), pixels(DIGITS), pixels(TOY)):
+        sent = pickle.dumps(found)
+        assert len(sent) < 500
+        assert pickle.loads(sent) == found
+        assert pickle.loads(sent).of is found.of
 
 
 def test_only_inception_has_an_fid():

@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from analysis.metrics import Manifold, Moments, frechet, frechet_of_few, influence, kernel_distance
+from analysis.measure.metrics import Manifold, Moments, frechet, frechet_of_few, influence, kernel_distance
 
 
 class Same(torch.nn.Module):
