@@ -14,231 +14,174 @@ others. Along the exact flow, ε, its derivative dε/dγ (Eq. 10) and the head a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache, partial
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from analysis import plots, tables
-from analysis.cli import Session, main, named, parser
-from analysis.methods import FORMS, GRIDS, METHODS, Method
-from analysis.problems import has_head
-from analysis.reference import Reference, reference
-from analysis.statistics import Bootstrap, Interval
-from analysis.study import Cell, Result, frame, run
-from problems import Gaussian, Mixture, Model
+from analysis.command.arguments import named
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.error_parts import PAIRS, PARTS, distances, error_parts
+from analysis.measure.rows import BUDGETS
+from analysis.measure.statistics import Bootstrap, Interval
+from analysis.methods import FORMS, GRIDS, METHODS, Grid
+from analysis.show import plots, tables
+from analysis.study.cells import Cell, Result, Study, frame, measured
+from analysis.study.values import Aside
+from problems import Gaussian, Mixture, Problem
 from problems.console import Parser, UsageError, positive
 
 SOLVERS = ("ddim", "ttm2", "genie")
 """The methods that are compared, each at one evaluation of the network per step."""
 
-PARTS = ("derivative", "discretisation", "score network")
-"""The parts of an error, in the order in which they lead from the end of a method to the exact end."""
-
-PAIRS = {
-    "eps": "network's ε to the exact one",
-    "slope": "network's dε/dγ to the exact one",
-    "head": "head to the network's dε/dγ",
-    "head_exact": "head to the exact dε/dγ",
-}
-"""What is compared point by point."""
+NETWORK, TRUTH = "digits-gaussians-network", "digits-gaussians"
+TIMES = (0.01, 0.05, 0.1, 0.2, 0.5, 0.9)
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "budget",
-        "Error of a learned sampler, split into derivative, discretisation and score network.",
-        "  python -m analysis.budget\n"
-        "  python -m analysis.budget --nfe 5 10 --t 0.05 0.5 --samples 100\n"
-        "  python -m analysis.budget --problem mine.safetensors --truth digits-gaussians",
-    )
-    p.set_defaults(problem="digits-gaussians-network", samples=400)
-    p.add_argument("--truth", default="digits-gaussians", help="the distribution the network was trained on")
-    p.add_argument("--nfe", nargs="+", type=positive, default=[5, 10, 15, 20, 25], help="budgets")
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
+    p.add_argument("--truth", default=TRUTH, help="the distribution the network was trained on")
+    p.add_argument("--nfe", nargs="+", type=positive, default=list(BUDGETS), help="budgets")
     p.add_argument("--grid", default="quadratic", metavar="NAME", help=f"grid: {', '.join(GRIDS)}")
     p.add_argument(
         "--t",
         nargs="+",
         type=float,
-        default=[0.01, 0.05, 0.1, 0.2, 0.5, 0.9],
+        default=list(TIMES),
         help="times at which ε and its derivatives are compared",
     )
-    return p
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write tables and figure."""
-    args, schedule = session.args, session.problem.schedule
-    truth = known(session)
-    times = list(dict.fromkeys(args.t))
-    for t in times:
-        if not schedule.stop <= t <= schedule.start:
-            raise UsageError(f"--t {t:g} is outside [{schedule.stop:g}, {schedule.start:g}]")
-    grid = named("grid", GRIDS, args.grid)
-    names = SOLVERS if has_head(session.problem) else SOLVERS[:-1]
-    methods = {name: replace(METHODS[name], grid=grid) for name in names}
-    bootstrap = Bootstrap(args.samples)
+class Budget(NamedTuple):
+    """What was measured, as tidy tables.
 
-    @cache
-    def exact() -> Reference:
-        stops = sorted({schedule.start, schedule.stop, *times}, reverse=True)
-        return reference(truth.problem, session.latents(), stops)
+    Attributes
+    ----------
+    parts
+        A row for each part of the error of each method and budget, and for the ``total``: ``norm``, the mean
+        L2 norm in x at t_cut; ``share``, the mean of its component along the error; ``fraction``, that over
+        the mean norm of the error; each with its 95% interval.
+    pointwise
+        A row for each pair in ``PAIRS`` and time ``t``: ``error``, the root mean square distance of the first
+        to the second, over that of the second's size, with its 95% interval.
+    references
+        Errors of the exact flow and of the network's own.
+    """
 
-    @cache
-    def own() -> Reference:
-        return reference(session.problem, session.latents(), (schedule.start, schedule.stop))
-
-    def measure(method: Method, steps: int) -> dict[str, Any]:
-        ends = chain(session.working, method, steps, session.cast(session.latents()), own().x[-1])
-        errors = {"exact_error": np.array(exact().error), "own_error": np.array(own().error)}
-        return {**split(ends, exact().x[-1]), **errors}
-
-    def compare(t: float) -> dict[str, Any]:
-        x = exact().x[exact().times.index(t)]
-        return pointwise(session.working, truth.problem, session.cast(x), x, t)
-
-    config = {**session.config, "truth": args.truth}
-    parts = (*session.parts, *truth.parts, split)
-    ends = run(
-        "budget",
-        [
-            Cell(
-                {**config, "grid": grid.name, "solver": name, "nfe": nfe},
-                (*parts, *method.parts),
-                partial(measure, method, nfe),
-            )
-            for name, method in methods.items()
-            for nfe in dict.fromkeys(args.nfe)
-        ],
-        session.store,
-        fresh=args.fresh,
-    )
-    points = run(
-        "budget",
-        [Cell({**config, "t": t}, parts, partial(compare, t)) for t in times],
-        session.store,
-        fresh=args.fresh,
-    )
-
-    table, local = shares(ends, bootstrap), relative(points, bootstrap)
-    errors = [float(ends[0].arrays[name]) for name in ("exact_error", "own_error")]
-    report(table, local, errors)
-    written = tables.to_csv(local, session.path("-pointwise.csv"))
-    return [written, *session.save(table, draw(table, local))]
+    parts: pd.DataFrame
+    pointwise: pd.DataFrame
+    references: tuple[float, float]
 
 
-def known(session: Session) -> Session:
-    """Return the same run on the truth.
+def error_budget(
+    problem: Case | Problem | str | Path = NETWORK,
+    truth: Case | Problem | str | Path = TRUTH,
+    nfe: Sequence[int] = BUDGETS,
+    t: Sequence[float] = TIMES,
+    grid: str | Grid = "quadratic",
+    study: Study | None = None,
+) -> Budget:
+    """Split the errors of DDIM, TTM-2 and, where there is a head, GENIE on a network whose truth is known.
+
+    Parameters
+    ----------
+    problem
+        The network; anything that ``Case`` takes, or a case.
+    truth
+        The distribution that it was trained on, which is a mixture or a Gaussian. Of a case only the problem
+        counts.
+    nfe
+        Budgets of evaluations.
+    t
+        Times at which ε and its derivatives are compared.
+    grid
+        A name in ``GRIDS``, or a grid.
+    study
+        Where results are kept; nowhere by default.
 
     Raises
     ------
-    UsageError
-        If that is not known exactly, or is no truth of this problem.
+    ValueError
+        If the truth is not known exactly, differs from the network in the shape of states or the schedule, or
+        a time is outside the schedule.
     """
-    truth, name = session.on(session.args.truth), session.args.truth
-    if not isinstance(truth.problem, Mixture | Gaussian):
-        raise UsageError(
-            f"{name} is no exact problem; choose the distribution that the network was trained on, such as "
-            "--truth digits-gaussians"
+    case, study = case_of(problem), study or Study()
+    known = truth_of(case, truth)
+    schedule, times = case.problem.schedule, list(dict.fromkeys(t))
+    for time in times:
+        if not schedule.stop <= time <= schedule.start:
+            raise ValueError(f"--t {time:g} is outside [{schedule.stop:g}, {schedule.start:g}]")
+    grid = named("grid", GRIDS, grid) if isinstance(grid, str) else grid
+    names = SOLVERS if case.problem.distilled is not None else SOLVERS[:-1]
+    methods = {name: replace(METHODS[name], grid=grid) for name in names}
+    config = {**case.config, "truth": known.name}
+    stops = Aside(tuple(sorted({schedule.stop, *times} - {schedule.start}, reverse=True)))
+    both = {"case": case, "truth": known, "times": stops}
+    ends = [
+        Cell(
+            {**config, "grid": grid.name, "solver": name, "nfe": n},
+            error_parts,
+            {
+                **both,
+                "method": method,
+                "jets": None if method.form.exact else replace(method, form=FORMS["ddim"]),
+                "steps": n,
+            },
+        )
+        for name, method in methods.items()
+        for n in dict.fromkeys(nfe)
+    ]
+    points = [Cell({**config, "t": time}, distances, {**both, "t": time}) for time in times]
+    results = study.run("budget", [*ends, *points])
+    found = measured(results[: len(ends)])
+    bootstrap = Bootstrap(case.samples)
+    local = relative(measured(results[len(ends) :]), bootstrap) if points else pd.DataFrame()
+    exact, own = (float(found[0].arrays[name]) for name in ("exact_error", "own_error"))
+    return Budget(shares(found, bootstrap), local, (exact, own))
+
+
+def truth_of(case: Case, truth: Case | Problem | str | Path) -> Case:
+    """Return the case of the distribution that a network was trained on.
+
+    Raises
+    ------
+    ValueError
+        If that is not known exactly, or is no truth of this network.
+    """
+    if isinstance(truth, Case):
+        found = truth.but(samples=case.samples, seed=case.seed, batch=case.batch)
+    else:
+        found = case.on(truth)
+    if not isinstance(found.problem, Mixture | Gaussian):
+        raise ValueError(
+            f"{found.name} is no exact problem; choose the distribution that the network was trained on, "
+            "such as --truth digits-gaussians"
         )
     for what in ("event_shape", "schedule"):
-        if getattr(truth.problem, what) != getattr(session.problem, what):
-            raise UsageError(
-                f"{name} and {session.args.problem} differ in {what.replace('_', ' ')}; "
+        if getattr(found.problem, what) != getattr(case.problem, what):
+            raise ValueError(
+                f"{found.name} and {case.name} differ in {what.replace('_', ' ')}; "
                 "choose the distribution that the network was trained on"
             )
-    return truth
+    return found
 
 
-def chain(model: Model, method: Method, steps: int, x: Tensor, own: Tensor) -> dict[str, Tensor]:
-    """Return where a method ends, and the ends between that one and the exact one.
-
-    Parameters
-    ----------
-    model
-        The model.
-    method
-        The method; with a distilled head, the same one with exact derivatives is one of the ends.
-    steps
-        Number of steps.
-    x
-        Latents, shape (N, *event).
-    own
-        The ends of the model's own flow.
-
-    Returns
-    -------
-    By the name of a part of the error, the end where it begins; it leads to the next.
-    """
-    ends = {"discretisation": method.sample(model, steps, x), "score network": own}
-    if method.form.name != "distilled":
-        return ends
-    jets = replace(method, form=FORMS["ddim"]).sample(model, steps, x)
-    return {"derivative": ends["discretisation"], **ends, "discretisation": jets}
-
-
-def split(ends: Mapping[str, Tensor], exact: Tensor) -> dict[str, Any]:
-    """Split errors into parts.
-
-    Parameters
-    ----------
-    ends
-        By the name of a part, where it begins (N, *event); it leads to the next, the last one to ``exact``.
-    exact
-        The exact ends.
-
-    Returns
-    -------
-    Arrays (N,): the L2 norm of each part by its name, its share as ``NAME share``, and the norm of the error
-    itself, which is its own share, as ``total``.
-    """
-    points = [x.double().cpu().flatten(1) for x in (*ends.values(), exact)]
-    error = points[0] - points[-1]
-    size = error.norm(dim=1)
-    along = error / size.where(size > 0.0, 1.0)[:, None]
-    arrays = {"total": size.numpy(), "total share": size.numpy()}
-    for name, (a, b) in zip(ends, pairwise(points), strict=True):
-        arrays[name] = (a - b).norm(dim=1).numpy()
-        arrays[f"{name} share"] = ((a - b) * along).sum(1).numpy()
-    return arrays
-
-
-def pointwise(model: Model, truth: Model, x: Tensor, x_exact: Tensor, t: float) -> dict[str, Any]:
-    """Compare ε and its derivatives at given states, each along the flow of its own model.
-
-    Parameters
-    ----------
-    model, truth
-        The model and the exact one.
-    x, x_exact
-        The states as each of them takes them, shape (N, *event).
-    t
-        Their time.
-
-    Returns
-    -------
-    Arrays (N,) by the names of ``PAIRS``, without a head the first two: the squared L2 norm of the difference
-    of a pair and, as ``NAME size``, of its second.
-    """
-    exact, said = truth.jet(x_exact, t, 2), model.jet(x, t, 2)
-    pairs = {"eps": (said[0], exact[0]), "slope": (said[1], exact[1])}
-    if has_head(model):
-        head = model.distilled.jet(x, t, 2)[1]
-        pairs |= {"head": (head, said[1]), "head_exact": (head, exact[1])}
-    arrays = {}
-    for name, pair in pairs.items():
-        a, b = (v.double().cpu().flatten(1) for v in pair)
-        arrays[name] = (a - b).square().sum(1).numpy()
-        arrays[f"{name} size"] = b.square().sum(1).numpy()
-    return arrays
+def measure(session: Session) -> Outcome:
+    """Measure what was asked for."""
+    args = session.args
+    try:
+        found = error_budget(session.case, args.truth, args.nfe, args.t, args.grid, session.study)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Outcome(found.parts, {"-pointwise": found.pointwise}, found)
 
 
 def shares(results: list[Result], bootstrap: Bootstrap) -> pd.DataFrame:
@@ -264,35 +207,46 @@ def relative(results: list[Result], bootstrap: Bootstrap) -> pd.DataFrame:
     return frame([r for r, _ in rows], pair=[pair for _, pair in rows], **ratio.columns("error"))
 
 
-def report(table: pd.DataFrame, local: pd.DataFrame, errors: Sequence[float]) -> None:
+def report(session: Session, outcome: Outcome) -> None:
     """Print the norms of the parts, their shares, and the errors point by point."""
-
-    def wide(frame: pd.DataFrame, lines: Sequence[str], columns: str, value: str) -> pd.DataFrame:
-        text = [tables.cell(row, value) for _, row in frame.iterrows()]
-        across = frame.assign(text=text).pivot_table("text", list(lines), columns, "first", sort=False)
-        order = dict.fromkeys(c for c in ("total", *PARTS, *frame[columns]) if c in across)
-        return across.reindex(columns=list(order)).reset_index().fillna("-")
-
+    table, local, errors = outcome.extra
     notes = [
         f"reference: own error {errors[0]:.1e} of the exact flow, {errors[1]:.1e} of the network's",
         "ttm2, and the derivative part of genie, rest on Jacobian-vector products on top of the NFE",
     ]
     if "genie" not in set(table["solver"]):
         notes.append("no genie: this network has no distilled head")
+    parts = table[table["part"] != "total"]
     title = "Mean L2 norm of the error in x at t_cut and of its parts (95%)"
-    tables.show(title, wide(table, ("solver", "nfe"), "part", "norm"), notes)
-    share = wide(table[table["part"] != "total"], ("solver", "nfe"), "part", "share")
-    tables.show("Mean signed shares, which add up to the mean norm of the error (95%)", share)
-    fraction = wide(table[table["part"] != "total"], ("solver", "nfe"), "part", "fraction")
-    tables.show("The same as fractions of it (95%)", fraction)
+    tables.show(title, _wide(table, "norm"), notes)
+    title = "Mean signed shares, which add up to the mean norm of the error (95%)"
+    tables.show(title, _wide(parts, "share"))
+    tables.show("The same as fractions of it (95%)", _wide(parts, "fraction"))
+    compared = tables.pivot(
+        local,
+        lambda row: {"distance": PAIRS[row["pair"]]},
+        lambda row: f"t = {row['t']:g}",
+        partial(tables.cell, name="error"),
+    )
     title = "Along the exact flow: distance of the first to the second, over the second's size, rms (95%)"
-    compared = local.assign(distance=local["pair"].map(PAIRS), t=local["t"].map("t = {:g}".format))
     note = "ε changes ever less towards t = 1, so that relative errors of dε/dγ say little there"
-    tables.show(title, wide(compared, ("distance",), "t", "error"), [note])
+    tables.show(title, compared, [note])
 
 
-def draw(table: pd.DataFrame, local: pd.DataFrame) -> Figure:
+def _wide(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Return a line per method and budget, and a column per part, in the order of the parts."""
+    rows = tables.pivot(
+        table,
+        lambda row: {"solver": row["solver"], "nfe": f"{row['nfe']}"},
+        lambda row: row["part"],
+        partial(tables.cell, name=value),
+    )
+    return rows[["solver", "nfe", *(part for part in ("total", *PARTS) if part in rows)]]
+
+
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw the shares as stacked bars, a group for each NFE; below, the norms of the parts and the points."""
+    table, local, _ = outcome.extra
     with plots.style():
         figure, axes = plots.panels(2, 2, figsize=(plots.WIDTH, 5.2), height_ratios=(1.25, 1.0))
         for ax in axes[0]:
@@ -360,10 +314,30 @@ def _points(ax: Any, local: pd.DataFrame) -> None:
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24))
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="budget",
+    title="Error budget",
+    finding="How much of a learned sampler's error is the solver's, the derivative's and the network's.",
+    help="Error of a learned sampler, split into derivative, discretisation and score network.",
+    examples=(
+        "",
+        "--nfe 5 10 --t 0.05 0.5 --samples 100",
+        "--problem mine.safetensors --truth digits-gaussians",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=14,
+    paper="Eqs. 9 and 14",
+    defaults={"problem": NETWORK, "samples": 400},
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("budget", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("budget"))

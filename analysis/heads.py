@@ -11,32 +11,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from scipy import stats
-from torch import Tensor
 
-from analysis import plots, tables
-from analysis.cli import Session, main, named, parser
-from analysis.features import classifier
-from analysis.methods import GRIDS, METHODS
-from analysis.reference import reference
-from analysis.statistics import LEVEL, Bootstrap
-from analysis.study import Cell, run
+from analysis.command.arguments import named
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.features import classifier
+from analysis.measure.heads import derivative_error, end_by_head, has_data, without_head
+from analysis.measure.rows import BUDGETS
+from analysis.measure.statistics import LEVEL, Bootstrap
+from analysis.methods import GRIDS, METHODS, Grid
+from analysis.show import plots, tables
+from analysis.show.published import ABLATION
+from analysis.study.cells import Cell, Study
 from problems.console import Parser, UsageError, positive
 from problems.images import checkpoints
-from problems.images.distill import targets
+from problems.images.head import Head
 from problems.images.score import Learned, load, weights
-from problems.images.training import stratified
-
-PROBES = 1000
-"""Diffused data on which the derivatives of a head are compared with those of its network."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,20 @@ class Contender:
         What it is; heads that differ by their seeds share it.
     method
         Name of the method that uses it.
-    model
-        The network, with the head if it is one.
+    head
+        The head, if it is one.
     seed
         The seed of its training; 0 where nothing was trained.
     """
 
     label: str
     method: str
-    model: Learned
+    head: Head | None = None
     seed: int = 0
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "heads",
-        "Distilled heads of one network, side by side: what they make of the steps of TTM-2 (Table 2).",
-        "  python -m analysis.heads\n"
-        "  python -m analysis.heads --heads runs/standard-*.safetensors runs/plain-*.safetensors",
-    )
-    p.set_defaults(problem="digits", samples=300)
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
     p.add_argument(
         "--heads",
         nargs="+",
@@ -77,80 +70,127 @@ def arguments() -> Parser:
         metavar="PATH",
         help="checkpoints of heads, the standard one first (default: the one beside the network)",
     )
-    p.add_argument("--nfe", nargs="+", type=positive, default=[5, 10, 15, 20, 25], help="numbers of steps")
+    p.add_argument("--nfe", nargs="+", type=positive, default=list(BUDGETS), help="numbers of steps")
     p.add_argument("--grid", default="quadratic", help=f"grid: {', '.join(GRIDS)}")
-    return p
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write table and figure."""
-    args, problem = session.args, session.problem
-    if not isinstance(problem, Learned):
-        raise UsageError(f"{args.problem} is no network; choose one, such as --problem digits")
-    grid = named("grid", GRIDS, args.grid)
-    contenders = _contenders(session, problem)
+def head_errors(
+    problem: Case | str | Path = "digits",
+    heads: Sequence[str | Path] = (),
+    nfe: Sequence[int] = BUDGETS,
+    grid: str | Grid = "quadratic",
+    study: Study | None = None,
+) -> pd.DataFrame:
+    """Return the errors of TTM-2 with each head, with exact derivatives, and of DDIM, as a tidy table.
 
-    @cache
-    def exact() -> tuple[Tensor, float]:
-        solution = reference(problem, session.latents(), (problem.schedule.start, problem.schedule.stop))
-        return solution.x[-1], solution.error
+    Parameters
+    ----------
+    problem
+        The network: its name, the path of its checkpoint, or a case made of either.
+    heads
+        Checkpoints of its heads, the standard one first; by default the one beside the network.
+    nfe
+        Numbers of steps, each of one evaluation.
+    grid
+        A name in ``GRIDS``, or a grid.
+    study
+        Where results are kept; nowhere by default.
 
-    def end_point(contender: Contender, nfe: int) -> dict[str, Any]:
-        method = replace(METHODS[contender.method], grid=grid)
-        x = method.sample(
-            contender.model.to(session.cast(torch.empty(0))), nfe, session.cast(session.latents())
-        )
-        apart = {"error": x.double().cpu() - exact()[0]}
-        if (features := classifier(problem)) is not None:
-            apart["feature_error"] = features.of(x) - features.of(exact()[0])
-        arrays = {name: d.flatten(1).norm(dim=1).numpy() for name, d in apart.items()}
-        return {**arrays, "reference_error": np.array(exact()[1])}
+    Returns
+    -------
+    A row for each kind of head and number of steps. Columns ``error`` (mean L2 in x at t_cut) and, on images
+    of digits, ``feature_error``, each with its 95% interval, which is Student's over heads that differ by
+    their seeds; ``derivative_error``, the relative root mean square error of dε/dγ on diffused data, weighted
+    by γ² (Eq. 15), NaN where there is no head or the data are not at hand; ``seeds``, the number of heads.
 
-    budgets = list(dict.fromkeys(args.nfe))
-    cells = [
+    Raises
+    ------
+    ValueError
+        If the problem is no network of a checkpoint, or a head cannot be used or belongs to another network.
+    """
+    case, study = case_of(problem), study or Study()
+    grid = named("grid", GRIDS, grid) if isinstance(grid, str) else grid
+    if not isinstance(case.problem, Learned):
+        raise ValueError(f"{case.name} is no network; choose one, such as --problem digits")
+    found, bare, budgets = contenders(case.name, heads), without_head(case), list(dict.fromkeys(nfe))
+    features = classifier(case.problem)
+    plan = [(contender, n) for contender in found for n in budgets]
+    about = {id(c): {**case.config, "head": c.label, "head_seed": c.seed} for c in found}
+    ends = [
         Cell(
-            {**session.config, "head": c.label, "head_seed": c.seed, "grid": args.grid, "nfe": nfe},
-            (*METHODS[c.method].parts, *session.parts, *c.model.parts, Contender),
-            partial(end_point, c, nfe),
+            {**about[id(c)], "grid": grid.name, "nfe": n},
+            end_by_head,
+            {
+                "case": bare,
+                "method": replace(METHODS[c.method], grid=grid),
+                "steps": n,
+                "head": c.head,
+                "features": features,
+            },
         )
-        for c in contenders
-        for nfe in budgets
+        for c, n in plan
     ]
-    results = run("heads", cells, session.store, fresh=args.fresh)
-    wrong = {id(c): _wrong(c.model, args.seed) for c in contenders if c.model.head is not None}
+    tried = [c for c in found if c.head is not None and has_data(case.problem)]
+    probes = [Cell(about[id(c)], derivative_error, {"case": bare, "head": c.head}) for c in tried]
+    results = study.run("heads", [*ends, *probes])
+    wrong = {
+        id(c): float(r.arrays["derivative_error"])
+        for c, r in zip(tried, results[len(ends) :], strict=True)
+        if not r.failure
+    }
     rows = [
         {
             **r.config,
             "method": c.method,
             "derivative_error": wrong.get(id(c), math.nan),
-            **{name: r.arrays[name] for name in r.arrays},
+            **r.arrays,
         }
-        for r, c in zip(results, [c for c in contenders for _ in budgets], strict=True)
+        for r, (c, _) in zip(results[: len(ends)], plan, strict=True)
+        if not r.failure
     ]
-    table = summary(pd.DataFrame(rows), Bootstrap(args.samples))
-    report(table, max(float(r.arrays["reference_error"]) for r in results))
-    return session.save(table, draw(table))
+    if not rows:
+        raise ArithmeticError(f"nothing could be measured: {results[0].failure}")
+    return summary(pd.DataFrame(rows), Bootstrap(case.samples))
 
 
-def _contenders(session: Session, problem: Learned) -> list[Contender]:
-    """Return the network without a derivative, with exact ones, and with each head."""
-    name = session.args.problem
-    path = Path(name) if name.endswith(".safetensors") else weights(name)
+def measure(session: Session) -> Outcome:
+    """Measure what was asked for."""
+    args = session.args
+    try:
+        return Outcome(head_errors(session.case, args.heads or (), args.nfe, args.grid, session.study))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def contenders(network: str, heads: Sequence[str | Path] = ()) -> list[Contender]:
+    """Return the network without a derivative, with exact ones, and with each head.
+
+    Parameters
+    ----------
+    network
+        The name of a network of the suite, or the path of a checkpoint.
+    heads
+        Checkpoints of its heads, the standard one first; by default the one beside the network.
+
+    Raises
+    ------
+    ValueError
+        If there is no head, or one that cannot be used or belongs to another network.
+    """
+    path = Path(network) if network.endswith(".safetensors") else weights(network)
     beside = path.with_name(f"{path.stem}-head.safetensors")
-    heads = session.args.heads or ([beside] if beside.exists() else [])
-    if not heads:
-        raise UsageError(f"{name} has no head; name some by --heads, from python -m problems.images.distill")
-    bare = Learned(problem.network)
-    found = [Contender("none (DDIM)", "ddim", bare), Contender("exact (TTM-2)", "ttm2", bare)]
+    paths = list(dict.fromkeys(map(Path, heads))) or ([beside] if beside.exists() else [])
+    if not paths:
+        raise ValueError(
+            f"{network} has no head; name some by --heads, from python -m problems.images.distill"
+        )
+    found = [Contender("none (DDIM)", "ddim"), Contender("exact (TTM-2)", "ttm2")]
     first: Mapping[str, Any] | None = None
-    for head in dict.fromkeys(heads):
-        try:
-            model, _ = load(path, head)
-            recipe, seed = described(checkpoints.load(head, "head").card)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+    for head in paths:
+        model, _ = load(path, head)
+        recipe, seed = described(checkpoints.load(head, "head").card)
         first = first or recipe
-        found.append(Contender(difference(recipe, first), "genie", model, seed))
+        found.append(Contender(difference(recipe, first), "genie", model.head, seed))
     return found
 
 
@@ -205,52 +245,34 @@ def over_seeds(errors: Any, bootstrap: Bootstrap) -> tuple[float, float, float]:
     return float(means.mean()), float(means.mean() - half), float(means.mean() + half)
 
 
-def _wrong(model: Learned, seed: int) -> float:
-    """Return the relative error of a head's dε/dγ on diffused data, weighted by γ² (Eq. 15)."""
-    schedule, source = model.schedule, torch.Generator().manual_seed(seed)
-    try:
-        x0 = model.sample(PROBES, None, source)
-    except (ValueError, UsageError):  # the data are elsewhere
-        return math.nan
-    gamma = schedule.gamma(stratified(PROBES, schedule.stop, schedule.start, source))[:, None, None, None]
-    xbar = (x0 + gamma * torch.randn(x0.shape, generator=source, dtype=torch.float64)).to(model.dtype)
-    gamma = gamma.to(model.dtype)
-    head = model.head
-    assert head is not None
-    with torch.inference_mode():
-        eps, slope, expansion = targets(model.network, xbar, gamma, model.labels)
-        said = head(model.network, xbar, gamma, eps, expansion.features[0], expansion.embeddings[0])
-        return float((gamma * (said - slope)).norm() / (gamma * slope).norm())
-
-
-def report(table: pd.DataFrame, reference_error: float) -> None:
+def report(session: Session, outcome: Outcome) -> None:
     """Print one line per kind of head, one column per budget."""
+    table = outcome.table
+    notes = [
+        "its error: relative, root mean square over diffused data, weighted by γ² (Eq. 15)",
+        "several heads: 95% over their seeds; one: over the trajectories",
+        f"reference: own error {float(table['reference_error'].max()):.1e}",
+    ]
     for column, what in (("error", "the end point in x at t_cut"), ("feature_error", "its features")):
-        if column not in table:
-            continue
-        lines = []
-        for label, group in table.groupby("head", sort=False):
-            wrong = group["derivative_error"].iloc[0]
-            line = {
-                "dε/dγ": label,
-                "heads": "-" if math.isnan(wrong) else group["seeds"].iloc[0],
-                "its error": "-" if math.isnan(wrong) else f"{100 * wrong:.1f}%",
-            }
-            for _, row in group.iterrows():
-                line[f"{row['nfe']} NFE"] = tables.cell(row, column)
-            lines.append(line)
-        notes = [
-            "its error: relative, root mean square over diffused data, weighted by γ² (Eq. 15)",
-            "several heads: 95% over their seeds; one: over the trajectories",
-            f"reference: own error {reference_error:.1e}",
-        ]
-        tables.show(
-            f"Mean L2 error of {what} by the derivative that is used (95%)", pd.DataFrame(lines), notes
-        )
+        if column in table:
+            cell = partial(tables.cell, name=column)
+            lines = tables.pivot(table, _first, lambda row: f"{row['nfe']} NFE", cell)
+            tables.show(f"Mean L2 error of {what} by the derivative that is used (95%)", lines, notes)
 
 
-def draw(table: pd.DataFrame) -> Figure:
+def _first(row: Any) -> dict[str, str]:
+    """Return the first cells of a line."""
+    wrong = row["derivative_error"]
+    return {
+        "dε/dγ": row["head"],
+        "heads": "-" if math.isnan(wrong) else f"{row['seeds']}",
+        "its error": "-" if math.isnan(wrong) else f"{100 * wrong:.1f}%",
+    }
+
+
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw the error against NFE, one curve for each kind of head."""
+    table = outcome.table
     columns = [c for c in ("error", "feature_error") if c in table]
     titles = {"error": "end point in $x$", "feature_error": "features"}
     with plots.style():
@@ -265,10 +287,27 @@ def draw(table: pd.DataFrame) -> Figure:
         return figure
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="heads",
+    title="Distilled heads",
+    finding="What distilled heads make of the steps of TTM-2, beside the exact derivative and beside none.",
+    help="Distilled heads of one network, side by side: what they make of the steps of TTM-2 (Table 2).",
+    examples=("", "--heads runs/standard-*.safetensors runs/plain-*.safetensors"),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=12,
+    paper="Table 2",
+    defaults={"problem": "digits", "samples": 300},
+    published=((r"by the derivative that is used", ABLATION),),
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("heads", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("heads"))

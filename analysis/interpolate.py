@@ -10,50 +10,45 @@ error there is that of reconstruction.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from analysis import plots, tables
-from analysis.cli import Session, add_solvers, main, parser
-from analysis.features import Features, classifier
-from analysis.reference import reference
-from analysis.rows import Row
-from analysis.statistics import Bootstrap
-from analysis.study import Cell, Result, run
-from problems import Problem, denoise
+from analysis.command.arguments import add_solvers
+from analysis.command.experiment import Experiment, Outcome
+from analysis.command.run import MODULE, main, start
+from analysis.command.session import Session
+from analysis.measure.case import Case, case_of
+from analysis.measure.features import classifier
+from analysis.measure.interpolation import exact_strips, places, strip_errors
+from analysis.measure.rows import Row, plan
+from analysis.measure.statistics import Bootstrap
+from analysis.methods import Method, chosen
+from analysis.methods.table import Asked
+from analysis.show import plots, tables
+from analysis.study.cells import Cell, Result, Study, measured
+from problems import Problem
 from problems.console import Parser, UsageError, positive
 
 DEFAULT = ("ddim", "ttm2", "s-pndm")
+BUDGETS = (10, 25)
 
 COLUMNS = 5
 """Places b that are printed, at most; all of them are in the table that is written."""
 
 
-def arguments() -> Parser:
-    """Return the parser of this command."""
-    p = parser(
-        "interpolate",
-        "Interpolation of latents (Eq. 82; Figs. 8 and 13): pairs of images are encoded, mixed and decoded.",
-        "  python -m analysis.interpolate\n"
-        "  python -m analysis.interpolate --samples 10 --points 5 --nfe 5 --solvers ddim ttm2\n"
-        "  python -m analysis.interpolate --problem digits-mixture --solvers ddim ttm2 ttm3 ab2 --nfe 15",
-    )
+def arguments(p: Parser) -> None:
+    """Add the arguments of this command."""
     add_solvers(p, DEFAULT, heads=True)
-    p.set_defaults(problem="digits", samples=50)
-    p.add_argument("--nfe", nargs="+", type=positive, default=[10, 25], help="budgets of NFE, each way")
+    p.add_argument("--nfe", nargs="+", type=positive, default=list(BUDGETS), help="budgets of NFE, each way")
     p.add_argument(
         "--points", type=count, default=9, help="images of a strip, at equal distances in b from 0 to 1"
     )
-    return p
 
 
 def count(text: str) -> int:
@@ -64,159 +59,120 @@ def count(text: str) -> int:
     return value
 
 
-def experiment(session: Session) -> Sequence[Path]:
-    """Measure, then write table and figure."""
-    session = session.usual(DEFAULT)
-    args, problem = session.args, session.problem
-    if len(problem.event_shape) != 3:
-        raise UsageError(
-            f"strips are made of images, which {args.problem} has none of; choose another problem, "
-            "such as --problem digits"
-        )
-    rows, notes = plan(session)
-    pairs = problem.sample(2 * args.samples, problem.schedule.stop, torch.Generator().manual_seed(args.seed))
-    seen = classifier(problem)
-    config = {**session.config, "points": args.points}
+class Strips(NamedTuple):
+    """What was measured.
 
-    cell = Cell(
-        {**config, "solver": "exact", "encode_steps": 0, "steps": 0},
-        (*session.parts, exact_strips),
-        lambda: exact_strips(problem, pairs, args.points),
-    )
-    (exact,) = run("interpolate", [cell], session.store, fresh=args.fresh)
-    target = torch.from_numpy(exact.arrays["strips"])
-    cells = [
-        Cell(
-            {**config, "solver": row.solver, "encode_steps": row.encode_steps, "steps": row.steps},
-            (*row.method.parts, *session.parts, strips),
-            partial(strips, session, row, pairs, target, seen),
-        )
-        for row in rows
-    ]
-    results = run("interpolate", cells, session.store, fresh=args.fresh)
-    table = tabulated(rows, results, float(exact.arrays["error"]))
-    report(table, notes)
-    return session.save(table, draw(table, rows, results, exact))
-
-
-def plan(session: Session) -> tuple[list[Row], list[str]]:
-    """Return the rows of the study, and the reasons why some are not among them.
-
-    Raises
-    ------
-    UsageError
-        If no row can be measured, or a method cannot do what is asked for.
-    """
-    rows, reasons = [], []
-    for name, method in session.methods().items():
-        if method.random or method.adaptive:
-            why = "is stochastic and cannot encode" if method.random else "chooses its own steps"
-            raise UsageError(f"{name} {why}; leave it out of --solvers")
-        back = replace(method, denoise=True)
-        for budget in dict.fromkeys(session.args.nfe):
-            try:
-                there, steps = (way.steps(session.problem, budget) for way in (method, back))
-                rows.append(Row(name, back, budget, steps=steps, encode_steps=there))
-            except ValueError as reason:
-                reasons.append(f"{name} {reason}")
-    if not rows:
-        raise UsageError(f"nothing can be measured: {reasons[-1]}; type a larger number")
-    return rows, [f"N/A: {reason}" for reason in reasons]
-
-
-def places(points: int) -> list[float]:
-    """Return the places b in [0, 1] of the images of a strip."""
-    return [i / (points - 1) for i in range(points)]
-
-
-def mixed(latents: Tensor, points: int) -> Tensor:
-    """Return the latents z_b = √(1-b) z₀ + √b z₁ along the paths between pairs (Eq. 82).
-
-    Parameters
+    Attributes
     ----------
-    latents
-        The latents z₀ of all pairs and then z₁, shape (2n, *event).
-    points
-        Number of places b.
-
-    Returns
-    -------
-    Tensor of shape (points, n, *event). The squares of the two weights add up to one, so latents that are
-    independent and normal have mixtures that are normal with the same variance.
+    table
+        The tidy table; see ``strips``.
+    rows
+        What could be measured within its budget.
+    results
+        The results of these rows.
+    exact
+        That of the exact strips.
+    notes
+        Why some rows are not among them.
     """
-    first, second = latents.chunk(2)
-    return torch.stack([(1.0 - b) ** 0.5 * first + b**0.5 * second for b in places(points)])
+
+    table: pd.DataFrame
+    rows: list[Row]
+    results: list[Result]
+    exact: Result
+    notes: list[str]
 
 
-def exact_strips(problem: Problem, pairs: Tensor, points: int) -> dict[str, Any]:
-    """Return what the exact flow makes of pairs of images, there and back.
+def strips(
+    problem: Case | Problem | str | Path = "digits",
+    methods: Asked | Sequence[Asked] | Mapping[str, Method] = DEFAULT,
+    nfe: Sequence[int] = BUDGETS,
+    points: int = 9,
+    study: Study | None = None,
+) -> pd.DataFrame:
+    """Return the errors of images on the paths between pairs, as a tidy table.
 
     Parameters
     ----------
     problem
-        The problem.
-    pairs
-        States at t_cut, the first of all pairs and then the second, shape (2n, *event), float64.
+        What is solved; anything that ``Case`` takes, or a case. Its states must be images, of which as many
+        pairs are drawn as the case has samples.
+    methods
+        The methods; see ``analysis.methods.chosen``.
+    nfe
+        Budgets of evaluations, each way.
     points
-        Number of images in a strip.
+        Images of a strip, at equal distances in b from 0 to 1.
+    study
+        Where results are kept; nowhere by default.
 
     Returns
     -------
-    Arrays by name: the denoised strips (points, n, *event), whose ends are those of the denoised pairs; the
-    error of the reference, which is the larger of two: the one that it states for the way back, and the
-    distance (L2, the largest) by which it missed the pairs.
+    A row for each method, budget and place ``b``. Columns ``error`` (mean L2 from the image of the exact
+    strip, both denoised) and, on images of digits, ``feature_error``, each with its 95% interval;
+    ``encode_nfe``, and ``nfe``, ``jvp`` and ``head`` of the way back; ``reference_error``. Methods that a
+    budget does not pay for are left out.
+
+    Raises
+    ------
+    ValueError
+        If states are no images, a method is random or chooses its own steps, or nothing can be measured.
     """
-    start, stop = problem.schedule.start, problem.schedule.stop
-    latents = reference(problem, pairs, (stop, start)).x[-1]
-    between = mixed(latents, points)
-    decoded = reference(problem, between.flatten(0, 1), (start, stop))
-    found = denoise(problem, decoded.x[-1], stop).reshape(between.shape)
-    ends = torch.stack(denoise(problem, pairs, stop).chunk(2))
-    missed = float((found[[0, -1]] - ends).flatten(2).norm(dim=2).max())
-    found[[0, -1]] = ends
-    return {"strips": found.numpy(), "error": np.array(max(decoded.error, missed))}
+    return _measured(case_of(problem), chosen(methods), nfe, points, study or Study()).table
 
 
-def strips(
-    session: Session, row: Row, pairs: Tensor, target: Tensor, seen: Features | None
-) -> dict[str, Any]:
-    """Measure one row: how far the images of its strips are from those of the exact ones.
+def _measured(
+    case: Case, methods: Mapping[str, Method], budgets: Sequence[int], points: int, study: Study
+) -> Strips:
+    """Measure the exact strips, then those of every method under every budget."""
+    if len(case.problem.event_shape) != 3:
+        raise ValueError(
+            f"strips are made of images, which {case.name} has none of; choose another problem, "
+            "such as --problem digits"
+        )
+    for name, method in methods.items():
+        if method.adaptive and not method.random:
+            raise ValueError(f"{name} chooses its own steps; leave it out of --solvers")
+    planned = plan(case.problem, methods.items(), budgets, denoise="on", encode=True)
+    rows, features = [row for row in planned if not row.note], classifier(case.problem)
+    config = {**case.config, "points": points}
+    about = {**config, "solver": "exact", "encode_steps": 0, "steps": 0}
+    (exact,) = measured(
+        study.run("interpolate", [Cell(about, exact_strips, {"case": case, "points": points})])
+    )
+    cells = [
+        Cell(
+            {**config, "solver": row.solver, "encode_steps": row.encode_steps, "steps": row.steps},
+            strip_errors,
+            {
+                "case": case,
+                "method": row.method,
+                "encode_steps": row.encode_steps,
+                "steps": row.steps,
+                "target": exact.arrays["strips"],
+                "features": features,
+            },
+        )
+        for row in rows
+    ]
+    results = study.run("interpolate", cells)
+    kept = {id(result) for result in measured(results)}
+    rows = [row for row, result in zip(rows, results, strict=True) if id(result) in kept]
+    results = [result for result in results if id(result) in kept]
+    notes = [f"N/A: {row.solver} {row.note}" for row in planned if row.note]
+    table = tabulated(rows, results, float(exact.arrays["error"]))
+    return Strips(table, rows, results, exact, notes)
 
-    Parameters
-    ----------
-    session
-        The run.
-    row
-        What to measure.
-    pairs
-        States at t_cut, the first of all pairs and then the second, shape (2n, *event), float64.
-    target
-        The exact strips, (points, n, *event), float64.
-    seen
-        Features of images, in which errors are measured too.
 
-    Returns
-    -------
-    Arrays by name: the L2 errors (points, n), those in features, the strip of the first pair, the NFE of the
-    way there, the bill of the way back.
-    """
-    score, before = session.working, session.working.spent
-    latents = row.method.encode(score, row.encode_steps, session.cast(pairs))
-    there = score.spent - before
-    between = mixed(latents, len(target))
-    found = row.method.sample(score, row.steps, between.flatten(0, 1)).double().cpu()
-    back = score.spent - before - there
-    found = found.reshape(target.shape)
-    arrays: dict[str, Any] = {
-        "error": (found - target).flatten(2).norm(dim=2).numpy(),
-        "strip": found[:, 0].numpy(),
-        "encode_nfe": there.nfe,
-        **asdict(back),
-    }
-    if seen is not None:
-        apart = seen.of(found.flatten(0, 1)) - seen.of(target.flatten(0, 1))
-        arrays["feature_error"] = apart.norm(dim=1).reshape(target.shape[:2]).numpy()
-    return arrays
+def measure(session: Session) -> Outcome:
+    """Measure what was asked for."""
+    session = session.usual(DEFAULT)
+    args = session.args
+    try:
+        found = _measured(session.case, session.methods(), args.nfe, args.points, session.study)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Outcome(found.table, extra=found)
 
 
 def tabulated(rows: Sequence[Row], results: Sequence[Result], reference_error: float) -> pd.DataFrame:
@@ -242,22 +198,23 @@ def tabulated(rows: Sequence[Row], results: Sequence[Result], reference_error: f
     return table.assign(reference_error=reference_error)
 
 
-def report(table: pd.DataFrame, notes: Sequence[str]) -> None:
+def report(session: Session, outcome: Outcome) -> None:
     """Print the errors, a line per method and budget, a column per place."""
+    table = outcome.table
     looks = plots.looks(list(table["solver"]))
     every = sorted(set(table["b"]))
     printed = {every[round(i)] for i in np.linspace(0, len(every) - 1, min(len(every), COLUMNS))}
+    rows = table[table["b"].isin(printed)].sort_values("nfe_budget", kind="stable")
 
     def wide(measure: str) -> pd.DataFrame:
-        lines: dict[tuple[int, str], dict[str, str]] = {}
-        for _, row in table[table["b"].isin(printed)].sort_values("nfe_budget", kind="stable").iterrows():
-            key = row["nfe_budget"], row["solver"]
-            line = lines.setdefault(key, {"NFE": f"{key[0]}", "method": looks[key[1]].label})
-            cell = tables.cell(row, measure)
-            line[f"b = {row['b']:.3g}"] = cell
-        return pd.DataFrame(list(lines.values()))
+        return tables.pivot(
+            rows,
+            lambda row: {"NFE": f"{row['nfe_budget']}", "method": looks[row["solver"]].label},
+            lambda row: f"b = {row['b']:.3g}",
+            partial(tables.cell, name=measure),
+        )
 
-    notes = [*notes, "b = 0 and b = 1 are the pair itself, encoded and decoded"]
+    notes = [*outcome.extra.notes, "b = 0 and b = 1 are the pair itself, encoded and decoded"]
     if (table["jvp"] > 0).any():
         notes.append("Jacobian-vector products come on top of the NFE (column jvp)")
     notes.append(f"reference: own error {table['reference_error'][0]:.1e}")
@@ -267,8 +224,9 @@ def report(table: pd.DataFrame, notes: Sequence[str]) -> None:
         tables.show(title, wide("feature_error"))
 
 
-def draw(table: pd.DataFrame, rows: Sequence[Row], results: Sequence[Result], exact: Result) -> Figure:
+def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw, for every budget, the strips of the first pair, the exact one on top, and the errors over b."""
+    table, rows, results, exact, _ = outcome.extra
     looks = plots.looks(list(table["solver"]))
     budgets = sorted(set(table["nfe_budget"]))
     points, height = exact.arrays["strips"].shape[0], exact.arrays["strips"].shape[-2]
@@ -311,10 +269,30 @@ def draw(table: pd.DataFrame, rows: Sequence[Row], results: Sequence[Result], ex
         return figure
 
 
-def command(argv: Sequence[str] | None = None) -> int:
+EXPERIMENT = Experiment(
+    name="interpolate",
+    title="Interpolation",
+    finding="How well images and those on the path between two survive encoding, mixing and decoding.",
+    help="Interpolation of latents (Eq. 82; Figs. 8 and 13): pairs of images are encoded, mixed and decoded.",
+    examples=(
+        "",
+        "--samples 10 --points 5 --nfe 5 --solvers ddim ttm2",
+        "--problem digits-mixture --solvers ddim ttm2 ttm3 ab2 --nfe 15",
+    ),
+    arguments=arguments,
+    measure=measure,
+    report=report,
+    draw=draw,
+    place=17,
+    paper="Figs. 8 and 13; Eq. 82",
+    defaults={"problem": "digits", "samples": 50},
+)
+
+
+def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
     """Run the command; returns the exit code."""
-    return main("interpolate", arguments(), experiment, argv)
+    return main(EXPERIMENT, argv, launcher)
 
 
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(start("interpolate"))
