@@ -1,6 +1,7 @@
 """Additions from outside: a file's values are in every command and on workers, mistakes get a sentence."""
 
 import importlib.metadata
+from pathlib import Path
 from unittest import mock
 
 import pandas as pd
@@ -10,6 +11,7 @@ from analysis import lte
 from analysis.__main__ import script
 from analysis.command.experiment import PLUGGED
 from analysis.gte import end_points
+from analysis.measure.case import Case
 from analysis.measure.features import FEATURES
 from analysis.measure.problems import PROBLEMS
 from analysis.methods import FORMS, GRIDS, METHODS, plugins
@@ -94,14 +96,13 @@ def run(line, file):
     return script([*line.split(), "--plugin", file])
 
 
-LINE = "gte --problem {} --samples 8 --solvers mine ddim --forms shown ddim --grids edm3 --nfe 6 --out {}"
+LINE = "gte --problem pair --samples 8 --solvers mine ddim --forms shown ddim --grids edm3 --nfe 6 --out"
 
 
-@pytest.mark.parametrize("problem", ["pair", "again"])
-def test_workers_measure_what_a_file_adds(problem, file, cluster_address, capfd):
+def test_workers_measure_what_a_file_adds(file, cluster_address, capfd):
     """Its classes, partial functions and lambdas lie deep inside of cases and methods."""
-    assert run(LINE.format(problem, "here"), file) == 0
-    assert run(f"{LINE.format(problem, 'there')} --scheduler {cluster_address}", file) == 0
+    assert run(f"{LINE} here", file) == 0
+    assert run(f"{LINE} there --scheduler {cluster_address}", file) == 0
     one, other = (pd.read_csv(f"{out}/gte.csv") for out in ("here", "there"))
     assert set(one["solver"]) == {"mine", "ddim"}
     assert set(one["form"]) == {"shown", "ddim"}
@@ -115,6 +116,13 @@ def test_workers_measure_features_and_experiments_of_a_file(file, cluster_addres
     assert "norm" in set(pd.read_csv("o/fid.csv")["feature"])
     assert run(f"sizes --problem pair --samples 5 --out o --scheduler {cluster_address}", file) == 0
     assert pd.read_csv("o/sizes.csv")["size"].is_monotonic_increasing
+
+
+def test_problems_of_files_travel_by_value(file):
+    plugins.from_file(Path(file))
+    assert Case("again").typed == ""  # a function that can be imported, under a name that workers do not know
+    assert Case("pair").typed == ""
+    assert Case("smooth").typed == "smooth"
 
 
 def test_help_and_the_list_of_commands_have_what_a_file_adds(file, capsys):
