@@ -9,7 +9,6 @@ from torch import Tensor
 
 from solvers.clock import Clock, Index, Own, as_float, hermite_weights
 from solvers.interface import Equation, LinearRule, Node, Past, Scalar, Solver, along
-from solvers.runge_kutta import RungeKutta
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Adams(LinearRule):
         """
         if not isinstance(self.clock, Index):
             return self.order
-        start = replace(self.start, clock=Own()) if isinstance(self.start, RungeKutta) else self.start
+        start = None if self.start is None else self.start.on_own_clock()
         return replace(self, clock=Own(), start=start).order
 
     @property

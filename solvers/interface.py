@@ -156,6 +156,10 @@ class Solver(ABC):
         """Order of global convergence on grids whose neighbouring steps stay unequal under refinement."""
         return self.order
 
+    def on_own_clock(self) -> Solver:
+        """Return the same method with its stages placed in the equation's own variable; itself by default."""
+        return self
+
     @property
     def even_order(self) -> int:
         """Order of global convergence on grids with equal steps in the equation's own variable."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -46,6 +46,10 @@ class RungeKutta(Solver):
     def order(self) -> int:
         """The order of the tableau; at most 2 on a foreign clock."""
         return self.classical_order if isinstance(self.clock, Own) else min(self.classical_order, 2)
+
+    def on_own_clock(self) -> RungeKutta:
+        """Return the same tableau on ``Own()``."""
+        return replace(self, clock=Own())
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Evaluate the stages and combine them; the node returned is the first stage."""

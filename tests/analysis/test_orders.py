@@ -249,6 +249,7 @@ def test_every_certificate_of_a_random_method_passes():
 def test_what_cannot_be_certified_is_told_with_the_reason(tmp_path, monkeypatch, capsys):
     few = {name: METHODS[name] for name in ("ddim", "edm-churn", "rk45")}
     monkeypatch.setattr(orders, "METHODS", few)
+    monkeypatch.setattr(orders, "CLAIMS", {})
     table = run(tmp_path, "--samples", "8", "--finest", "16", "--forms", "ddim", "--grids", "linear")
     assert table["solver"].tolist() == ["ddim"]
     printed = capsys.readouterr().out.split("Not certified")[1]

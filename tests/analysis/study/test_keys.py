@@ -475,7 +475,7 @@ MUST_NOT = {
     "ddpm on toy": ("adams", "exponential", "runge_kutta", "predictor", "splitting", "textbook", "langevin",
                     "laws", "lte", "show", "steps", "VE", "edm"),
     "ddim on digits": ("exponential", "predictor", "stochastic", "splitting", "textbook", "langevin",
-                       "laws", "lte", "show", "steps", "VE", "edm", "mixture"),
+                       "laws", "lte", "show", "steps", "VE", "edm"),
     "step of ddim": ("adams", "clock", "exponential", "runge_kutta", "predictor", "stochastic", "splitting",
                      "textbook", "langevin", "covariance", "laws", "metrics", "lte", "gte", "show", "VE"),
 }  # fmt: skip

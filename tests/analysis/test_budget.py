@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from analysis import budget
+from analysis.api import Case
+from analysis.measure.error_parts import chain, compared, split
+from analysis.measure.problems import PROBLEMS
 from analysis.methods import METHODS
-from analysis.problems import PROBLEMS
 from problems import VP, CosineVP, Gaussian, Ideal, Mixture
 from problems.images.score import Learned
 from solvers import grids
@@ -137,7 +139,7 @@ def test_an_exact_head_has_no_part_and_the_truth_itself_no_network_part(tmp_path
 def test_shares_add_up_and_norms_obey_the_triangle_inequality():
     source = torch.Generator().manual_seed(0)
     points = [torch.randn(7, 1, 4, 4, generator=source, dtype=torch.float64) for _ in range(4)]
-    arrays = budget.split(dict(zip(budget.PARTS, points, strict=False)), points[-1])
+    arrays = split(dict(zip(budget.PARTS, points, strict=False)), points[-1])
     shares = sum(arrays[f"{part} share"] for part in budget.PARTS)
     np.testing.assert_allclose(shares, arrays["total"], rtol=1e-14)
     assert (sum(arrays[part] for part in budget.PARTS) > arrays["total"]).all()
@@ -147,34 +149,35 @@ def test_shares_add_up_and_norms_obey_the_triangle_inequality():
 def test_parts_in_line_and_against_it():
     """From 3 to 0 through 5 on a line: a part of -2 and one of 5, whose shares are just these."""
     ends = {"discretisation": torch.tensor([[3.0, 0.0]]), "score network": torch.tensor([[5.0, 0.0]])}
-    arrays = budget.split(ends, torch.zeros(1, 2))
+    arrays = split(ends, torch.zeros(1, 2))
     assert (arrays["total"], arrays["discretisation"], arrays["score network"]) == (3.0, 2.0, 5.0)
     assert (arrays["discretisation share"], arrays["score network share"]) == (-2.0, 5.0)
 
 
 def test_no_error_has_no_shares():
     x = torch.ones(3, 2)
-    arrays = budget.split({"discretisation": x, "score network": x}, x)
+    arrays = split({"discretisation": x, "score network": x}, x)
     assert all((a == 0.0).all() for a in arrays.values())
 
 
 def test_the_chain_of_a_network_with_a_head():
     """Its ends are those of GENIE and of TTM-2; that of the head leads to that of the jets."""
-    model, x = Learned(network(), head=head()), states(3)
-    own = torch.zeros_like(x)
-    ends = {name: budget.chain(model, METHODS[name], 4, x, own) for name in budget.SOLVERS}
+    case = Case(Learned(network(schedule=VP(start=0.5, stop=0.1)), head=head()), 3)
+    model, x, own = case.working, case.latents, case.exact().x[-1]
+    exact = {"genie": METHODS["ttm2"]}
+    ends = {name: chain(case, METHODS[name], exact.get(name), 4) for name in budget.SOLVERS}
     assert list(ends["genie"]) == list(budget.PARTS)
     assert list(ends["ttm2"]) == list(ends["ddim"]) == list(budget.PARTS[1:])
     assert torch.equal(ends["genie"]["discretisation"], ends["ttm2"]["discretisation"])
     assert torch.equal(ends["genie"]["derivative"], METHODS["genie"].sample(model, 4, x))
     assert not torch.allclose(ends["genie"]["derivative"], ends["ttm2"]["discretisation"])
-    assert all(chain["score network"] is own for chain in ends.values())
+    assert all(torch.equal(parts["score network"], own) for parts in ends.values())
 
 
 def test_pointwise_on_a_network():
     """Against another network as the truth: the squared norms of jets that are taken here one by one."""
     model, truth, x, t = Learned(network(), head=head()), Learned(network(seed=5)), states(3), 0.4
-    arrays = budget.pointwise(model, truth, x, x, t)
+    arrays = compared(model, truth, x, x, t)
     assert set(arrays) == {name + end for name in budget.PAIRS for end in ("", " size")}
     slopes = model.nested().jet(x, t, 2)[1], truth.nested().jet(x, t, 2)[1]
     said = model.distilled.jet(x, t, 2)[1]
@@ -184,7 +187,7 @@ def test_pointwise_on_a_network():
         np.testing.assert_allclose(arrays[f"{name} size"], b.flatten(1).norm(dim=1) ** 2, rtol=1e-11)
 
 
-def test_a_small_network_with_a_head(tmp_path, monkeypatch, capsys):
+def test_a_small_network_with_a_head(tmp_path, monkeypatch, capsys, figures):
     """All of it, in float32 against a mixture: bars for three methods, and the same again from the store."""
     means = 0.3 * states(2)
     monkeypatch.setitem(PROBLEMS, "blobs", lambda: Mixture(means, 0.5))

@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import guidance, study
+from analysis import guidance
+from analysis.command.experiment import Outcome
+from analysis.measure.guided import guided as guided_model
+from analysis.measure.problems import PROBLEMS, latents
+from analysis.measure.reference import reference
 from analysis.methods import GRIDS, METHODS
-from analysis.problems import PROBLEMS, latents
-from analysis.reference import reference
-from analysis.study import Result
+from analysis.study.cells import Result
 from problems import VP
 from problems.images.score import Learned
 from solvers import grids
@@ -129,11 +131,12 @@ def test_heads_are_combined_and_billed_where_there_are_any(tmp_path):
     arguments = ["--scales", "2", "--samples", "4", "--steps", "3", "6"]
     table = run(tmp_path, lambda: model(with_head=True), *arguments).set_index(["solver", "steps"])
     x, labels = latents(model(), 4, 0), torch.arange(4) % 3
-    contenders = guidance.contenders(model(with_head=True), labels, 2.0, GRIDS["quadratic"])
+    contenders = guidance.contenders(GRIDS["quadratic"], head=True)
     assert list(contenders) == ["ddim", "ttm2", "ttm2-combined", "genie"]
     assert table.loc[("genie", 6), ["nfe", "jvp", "head"]].tolist() == [12, 0, 12]
     # One step of TTM-2 by hand: x̄ += h ε + ½h² dε/dγ, both of Eq. 81, with what the two heads say.
-    method, guided = contenders["genie"]
+    method, combined = contenders["genie"]
+    guided = guided_model(model(with_head=True), tuple(labels.tolist()), 2.0, combined=combined)
     times = (SCHEDULE.start, SCHEDULE.stop)
     gamma, alpha = ([float(f(t)) for t in times] for f in (SCHEDULE.gamma, SCHEDULE.alpha))
     h = gamma[1] - gamma[0]
@@ -174,27 +177,28 @@ def test_errors_near_that_of_the_reference_are_left_out_of_fits(capsys):
         ]
 
     results = measured("ddim", 1.0) + measured("ttm2", 2.0)
-    table = guidance.tabulated(results, {1.0: 1e-4}, torch.float64).set_index(["solver", "steps"])
+    table = guidance.tabulated(results, {1.0: 5e-5 / 3}, 1e-16).set_index(["solver", "steps"])
     exact = table.loc["ttm2"]
     assert exact["order"].to_numpy() == pytest.approx(np.full(6, 2.0), abs=1e-12)
     assert list(exact["stands"]) == [True] * 4 + [False] * 2  # 1.5/40² = 9.4e-4, 1.5/80² = 2.3e-4
     assert list(exact["fitted"]) == [False, True, True, True, False, False]
     assert table.loc["ddim"]["stands"].all()
-    guidance.report(table.reset_index())
+    guidance.report(None, Outcome(table.reset_index()))
     assert "TTM-2 at 80 steps, w = 1; TTM-2 at 160 steps, w = 1" in capsys.readouterr().out
-    rounded = guidance.tabulated(results, {1.0: 0.0}, torch.float32).set_index(["solver", "steps"])
-    # 160 steps round by 160 times 2⁻²³ = 1.9e-5 at worst, 5 times of which is 9.5e-5.
-    assert list(rounded.loc["ttm2"]["stands"]) == [True] * 5 + [False]
-    few = guidance.tabulated(results, {1.0: 1e-2}, torch.float64).set_index(["solver", "steps"])
+    rounded = guidance.tabulated(results, {1.0: 0.0}, 2.0**-23).set_index(["solver", "steps"])
+    # 80 steps round by 80 times 2⁻²³ = 9.5e-6 at worst, 30 times of which is 2.9e-4.
+    assert list(rounded.loc["ttm2"]["stands"]) == [True] * 4 + [False] * 2
+    few = guidance.tabulated(results, {1.0: 1e-2}, 1e-16).set_index(["solver", "steps"])
     assert few.loc["ttm2"]["order"].isna().all()  # none or one stands
 
 
-def test_a_second_run_measures_nothing(table, folder, monkeypatch):
-    monkeypatch.setattr(study.Store, "write", lambda *_: pytest.fail("measured again"))
+def test_a_second_run_measures_nothing(table, folder, written):
     assert run(folder, model, *ARGUMENTS).equals(table)
+    assert written == []
 
 
-def test_figures(table, folder):
+def test_figures(table, folder, figures):
+    run(folder, model, *ARGUMENTS)
     for name in ("guidance", "guidance-samples"):
         assert b"/Type3" not in (folder / f"{name}.pdf").read_bytes()
         width = int.from_bytes((folder / f"{name}.png").read_bytes()[16:20], "big")
