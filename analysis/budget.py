@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.command.arguments import named
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
@@ -32,7 +31,7 @@ from analysis.measure.case import Case, case_of
 from analysis.measure.error_parts import PAIRS, PARTS, distances, error_parts
 from analysis.measure.rows import BUDGETS
 from analysis.measure.statistics import Bootstrap, Interval
-from analysis.methods import FORMS, GRIDS, METHODS, Grid
+from analysis.methods import FORMS, GRIDS, METHODS, Grid, chosen_grids
 from analysis.show import plots, tables
 from analysis.study.cells import Cell, Result, Study, frame, measured
 from analysis.study.values import Aside
@@ -119,7 +118,7 @@ def error_budget(
     for time in times:
         if not schedule.stop <= time <= schedule.start:
             raise ValueError(f"--t {time:g} is outside [{schedule.stop:g}, {schedule.start:g}]")
-    grid = named("grid", GRIDS, grid) if isinstance(grid, str) else grid
+    (grid,) = chosen_grids([grid])
     names = SOLVERS if case.problem.distilled is not None else SOLVERS[:-1]
     methods = {name: replace(METHODS[name], grid=grid) for name in names}
     config = {**case.config, "truth": known.name}

@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.command.arguments import named
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
@@ -32,7 +31,7 @@ from analysis.measure.case import Case, case_of
 from analysis.measure.fits import FLOOR, stands
 from analysis.measure.guided import guided_end, guided_exact, in_turn
 from analysis.measure.statistics import Bootstrap, Interval, Slope, slope
-from analysis.methods import GRIDS, METHODS, Grid, Method
+from analysis.methods import GRIDS, METHODS, Grid, Method, chosen_grids
 from analysis.show import plots, tables
 from analysis.show.guidance import by_scale, errors_and_orders
 from analysis.study.cells import Cell, Result, Study, frame, measured
@@ -124,7 +123,7 @@ def _measured(
 ) -> Ends:
     """Measure the exact ends at every scale, then the ends by every method."""
     labels = in_turn(case)
-    grid = named("grid", GRIDS, grid) if isinstance(grid, str) else grid
+    (grid,) = chosen_grids([grid])
 
     def about(w: float, solver: str, n: int) -> dict[str, Any]:
         return {**case.config, "scale": w, "solver": solver, "grid": grid.name, "steps": n}
@@ -156,17 +155,12 @@ def _measured(
             },
         )
         for w, result in exact.items()
-        for name, (method, combined) in contenders(grid, head=has_head(case)).items()
+        for name, (method, combined) in contenders(grid, head=case.problem.distilled is not None).items()
         for n in sorted(set(steps))
     ]
     results = measured(study.run("guidance", cells))
     solved_to = {w: float(result.arrays["error"]) for w, result in exact.items()}
     return Ends(tabulated(results, solved_to, case.epsilon), exact, results)
-
-
-def has_head(case: Case) -> bool:
-    """Return whether the network has a distilled head."""
-    return getattr(case.problem, "head", None) is not None
 
 
 def contenders(grid: Grid, *, head: bool) -> dict[str, tuple[Method, bool]]:

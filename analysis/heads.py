@@ -20,7 +20,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analysis.command.arguments import named
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
@@ -29,7 +28,7 @@ from analysis.measure.features import classifier
 from analysis.measure.heads import derivative_error, end_by_head, has_data, without_head
 from analysis.measure.rows import BUDGETS
 from analysis.measure.statistics import LEVEL, Bootstrap
-from analysis.methods import GRIDS, METHODS, Grid
+from analysis.methods import GRIDS, METHODS, Grid, chosen_grids
 from analysis.show import plots, tables
 from analysis.show.published import ABLATION
 from analysis.study.cells import Cell, Study
@@ -109,7 +108,7 @@ def head_errors(
         If the problem is no network of a checkpoint, or a head cannot be used or belongs to another network.
     """
     case, study = case_of(problem), study or Study()
-    grid = named("grid", GRIDS, grid) if isinstance(grid, str) else grid
+    (grid,) = chosen_grids([grid])
     if not isinstance(case.problem, Learned):
         raise ValueError(f"{case.name} is no network; choose one, such as --problem digits")
     found, bare, budgets = contenders(case.name, heads), without_head(case), list(dict.fromkeys(nfe))
