@@ -332,7 +332,8 @@ class Case:
         ends = [
             march(part, self.cast(x[rows]), rows) for part, rows in self.split(len(x), score, whole=whole)
         ]
-        return torch.cat(ends).double().cpu(), whole_bill(score.spent - before)
+        bill = score.spent - before
+        return torch.cat(ends).double().cpu(), bill if len(ends) == 1 else whole_bill(bill)
 
 
 def whole_bill(bill: Bill) -> Bill:
