@@ -25,7 +25,7 @@ from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
 from analysis.measure.features import classifier
-from analysis.measure.interpolation import exact_strips, places, strip_errors
+from analysis.measure.interpolation import exact_strips, pairs, places, strip_errors
 from analysis.measure.rows import Row, plan
 from analysis.measure.statistics import Bootstrap
 from analysis.methods import Method, chosen
@@ -134,6 +134,7 @@ def _measured(
         if method.adaptive and not method.random:
             raise ValueError(f"{name} chooses its own steps; leave it out of --solvers")
     planned = plan(case.problem, methods.items(), budgets, denoise="on", encode=True)
+    pairs(case)  # says so if the images are not at hand
     rows, features = [row for row in planned if not row.note], classifier(case.problem)
     config = {**case.config, "points": points}
     about = {**config, "solver": "exact", "encode_steps": 0, "steps": 0}

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from analysis import budget
-from analysis.api import Case
+from analysis.command.experiment import Outcome
+from analysis.measure.case import Case
 from analysis.measure.error_parts import chain, compared, split
 from analysis.measure.problems import PROBLEMS
 from analysis.methods import METHODS
+from analysis.study.cells import Study
+from analysis.study.store import Store
 from problems import VP, CosineVP, Gaussian, Ideal, Mixture
 from problems.images.score import Learned
 from solvers import grids
@@ -50,20 +53,20 @@ def learned(kind=Gaussian, mean=OTHER, std=WIDTH):
     return kind(vector(mean), std)
 
 
-def run(out, *arguments):
-    assert budget.command(["--truth", "gaussian", *arguments, "--out", str(out)]) == 0
-    table, local = (pd.read_csv(out / name) for name in ("budget.csv", "budget-pointwise.csv"))
-    return table.set_index(["solver", "nfe", "part"]).sort_index(), local.set_index(["pair", "t"])
+def measured(problem, samples, **options):
+    """The parts and the distances, as tables that rows are found in."""
+    found = budget.error_budget(Case(problem, samples), "gaussian", **options)
+    parts = found.parts.set_index(["solver", "nfe", "part"]).sort_index()
+    return parts, found.pointwise.set_index(["pair", "t"])
 
 
 def latents(n):
     return torch.randn((n, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_parts_of_two_gaussians_in_closed_form(tmp_path, monkeypatch):
+def test_parts_of_two_gaussians_in_closed_form():
     """The flow of N(μ, s²) stretches x̄ - μ by √((s²+γ²)/(s²+γ₀²)), DDIM by Π (1 + h γ/(s²+γ²))."""
-    monkeypatch.setitem(PROBLEMS, "learned", learned)
-    table, _ = run(tmp_path, "--problem", "learned", "--samples", "30", "--nfe", "6", "11", "--t", "0.3")
+    table, _ = measured(learned(), 30, nfe=(6, 11), t=(0.3,))
     schedule = VP()
     xbar, ends = latents(30) / schedule.alpha(1.0), {}
     start, stop = float(schedule.gamma(1.0)), float(schedule.gamma(1e-3))
@@ -87,12 +90,10 @@ def test_parts_of_two_gaussians_in_closed_form(tmp_path, monkeypatch):
             )
 
 
-def test_relative_errors_of_two_gaussians_in_closed_form(tmp_path, monkeypatch):
+def test_relative_errors_of_two_gaussians_in_closed_form():
     """ε = γ (x̄ - μ)/(s² + γ²) and dε/dγ = s² (x̄ - μ)/(s² + γ²)², on the exact flow of the truth."""
-    monkeypatch.setitem(PROBLEMS, "learned", lambda: learned(WithZero))
     times = (0.001, 0.05, 0.4, 1.0)
-    arguments = ["--samples", "25", "--nfe", "3", "--t", *map(str, times)]
-    _, local = run(tmp_path, "--problem", "learned", *arguments)
+    _, local = measured(learned(WithZero), 25, nfe=(3,), t=times)
     schedule = VP()
     first = float(schedule.gamma(1.0))
     mu, other = vector(MEAN), vector(OTHER)
@@ -110,19 +111,16 @@ def test_relative_errors_of_two_gaussians_in_closed_form(tmp_path, monkeypatch):
             assert row[["error", "error_low", "error_high"]].tolist() == pytest.approx([1.0] * 3, abs=1e-12)
 
 
-def test_a_head_that_is_zero_makes_genie_ddim(tmp_path, monkeypatch):
-    monkeypatch.setitem(PROBLEMS, "learned", lambda: learned(WithZero))
-    table, _ = run(tmp_path, "--problem", "learned", "--samples", "20", "--nfe", "5", "--t", "0.3")
+def test_a_head_that_is_zero_makes_genie_ddim():
+    table, _ = measured(learned(WithZero), 20, nfe=(5,), t=(0.3,))
     value = table["norm"]
     assert value["genie", 5, "total"] == pytest.approx(value["ddim", 5, "total"], rel=1e-12)
     assert value["genie", 5, "discretisation"] == value["ttm2", 5, "discretisation"]
     assert value["genie", 5, "derivative"] > 0.1 * value["ddim", 5, "discretisation"]
 
 
-def test_an_exact_head_has_no_part_and_the_truth_itself_no_network_part(tmp_path, monkeypatch):
-    monkeypatch.setitem(PROBLEMS, "learned", lambda: learned(WithHead, MEAN, STD))
-    arguments = ["--problem", "learned", "--samples", "20", "--nfe", "4", "9", "--t", "0.02", "0.5"]
-    table, local = run(tmp_path, *arguments)
+def test_an_exact_head_has_no_part_and_the_truth_itself_no_network_part():
+    table, local = measured(learned(WithHead, MEAN, STD), 20, nfe=(4, 9), t=(0.02, 0.5))
     by_part = table.groupby("part")
     for part in ("derivative", "score network"):
         rows = by_part.get_group(part)
@@ -179,33 +177,65 @@ def test_pointwise_on_a_network():
     model, truth, x, t = Learned(network(), head=head()), Learned(network(seed=5)), states(3), 0.4
     arrays = compared(model, truth, x, x, t)
     assert set(arrays) == {name + end for name in budget.PAIRS for end in ("", " size")}
-    slopes = model.nested().jet(x, t, 2)[1], truth.nested().jet(x, t, 2)[1]
+    (eps, slope), exact = model.jet(x, t, 2), truth.jet(x, t, 2)
     said = model.distilled.jet(x, t, 2)[1]
-    for name, a, b in (("slope", *slopes), ("head", said, slopes[0]), ("head_exact", said, slopes[1])):
+    pairs = {"eps": (eps, exact[0]), "slope": (slope, exact[1])}
+    for name, (a, b) in {**pairs, "head": (said, slope), "head_exact": (said, exact[1])}.items():
         expected = (a - b).flatten(1).norm(dim=1).numpy() ** 2
         np.testing.assert_allclose(arrays[name], expected, rtol=1e-11)
         np.testing.assert_allclose(arrays[f"{name} size"], b.flatten(1).norm(dim=1) ** 2, rtol=1e-11)
 
 
-def test_a_small_network_with_a_head(tmp_path, monkeypatch, capsys, figures):
-    """All of it, in float32 against a mixture: bars for three methods, and the same again from the store."""
+SCHEDULE = VP(start=0.5, stop=0.1)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """All of it by the command, in float32 against a mixture: the cases, the tables, and the folder."""
+    out = tmp_path_factory.mktemp("budget")
+    model = Learned(network(replace(TINY, data_std=0.6), SCHEDULE), head=head()).to(torch.zeros(()))
     means = 0.3 * states(2)
-    monkeypatch.setitem(PROBLEMS, "blobs", lambda: Mixture(means, 0.5))
-    config = replace(TINY, data_std=0.6)
-    model = Learned(network(config), head=head()).to(torch.zeros(()))
-    monkeypatch.setitem(PROBLEMS, "small", lambda: model)
-    arguments = ["--problem", "small", "--truth", "blobs", "--samples", "4", "--nfe", "3", "--t", "0.5"]
-    table, local = run(tmp_path, *arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROBLEMS, "small", lambda: model)
+        patch.setitem(PROBLEMS, "blobs", lambda: Mixture(means, 0.5, schedule=SCHEDULE))
+        arguments = ["--problem", "small", "--truth", "blobs", "--samples", "4", "--nfe", "3", "--t", "0.3"]
+        assert budget.command([*arguments, "--out", str(out)]) == 0
+        case = Case("small", 4)
+        truth = case.on("blobs")
+    return case, truth, *(pd.read_csv(out / name) for name in ("budget.csv", "budget-pointwise.csv")), out
+
+
+def test_a_small_network_with_a_head(small):
+    """Bars for three methods, whose parts add up."""
+    _, _, parts, local, out = small
+    table = parts.set_index(["solver", "nfe", "part"]).sort_index()
     assert len(table) == 3 + 3 + 4
     assert len(local) == 4
     for solver in budget.SOLVERS:
         rows = table.loc[(solver, 3)]
         assert rows["share"].drop("total").sum() == pytest.approx(rows.loc["total", "norm"], rel=1e-12)
         assert rows["fraction"].drop("total").sum() == pytest.approx(1.0, rel=1e-12)
-    assert (tmp_path / "budget.png").stat().st_size > 10_000
-    assert "reference: own error" in capsys.readouterr().out
-    again, _ = run(tmp_path, *arguments)
-    pd.testing.assert_frame_equal(table, again)
+    assert (out / "budget.png").stat().st_size > 2_000
+    assert "reference: own error" in (out / "budget.md").read_text(encoding="utf-8")
+
+
+def test_the_same_again_from_the_store_by_the_function(small, written):
+    case, truth, parts, local, out = small
+    store = Store(out / "store.sqlite")
+    again = budget.error_budget(case, truth, (3,), (0.3,), study=Study(store))
+    store.close()
+    assert written == []
+    pd.testing.assert_frame_equal(again.parts, parts)
+    pd.testing.assert_frame_equal(again.pointwise, local)
+
+
+def test_batches_of_samples_have_the_same_parts(small):
+    """A truth of other samples and batches is that of these trajectories all the same."""
+    case, truth, parts, local, _ = small
+    again = budget.error_budget(case.but(batch=3), truth.but(samples=9, seed=5), (3,), (0.3,))
+    # The network evaluates in float32: some tens of roundings of states of order one.
+    np.testing.assert_allclose(again.parts["norm"], parts["norm"], atol=1e-5)
+    np.testing.assert_allclose(again.pointwise["error"], local["error"], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -232,9 +262,9 @@ def test_mistakes(arguments, said, tmp_path, monkeypatch, capsys):
     assert message.count("\n") == 1
 
 
-def test_without_a_head_there_is_no_genie(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(PROBLEMS, "learned", learned)
-    table, local = run(tmp_path, "--problem", "learned", "--samples", "5", "--nfe", "4", "--t", "0.3")
-    assert set(table.index.get_level_values("solver")) == {"ddim", "ttm2"}
-    assert set(local.index.get_level_values("pair")) == {"eps", "slope"}
+def test_without_a_head_there_is_no_genie(capsys):
+    found = budget.error_budget(Case(learned(), 5), "gaussian", (4,), (0.3,))
+    assert set(found.parts["solver"]) == {"ddim", "ttm2"}
+    assert set(found.pointwise["pair"]) == {"eps", "slope"}
+    budget.report(None, Outcome(found.parts, extra=found))
     assert "no genie: this network has no distilled head" in capsys.readouterr().out

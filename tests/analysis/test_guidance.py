@@ -11,11 +11,17 @@ import torch
 
 from analysis import guidance
 from analysis.command.experiment import Outcome
+from analysis.measure.case import Case
 from analysis.measure.guided import guided as guided_model
+from analysis.measure.guided import guided_end, in_turn
 from analysis.measure.problems import PROBLEMS, latents
 from analysis.measure.reference import reference
 from analysis.methods import GRIDS, METHODS
-from analysis.study.cells import Result
+from analysis.show import plots
+from analysis.show.guidance import by_scale
+from analysis.study.cells import Result, Study
+from analysis.study.keys import Keys
+from analysis.study.store import Store
 from problems import VP
 from problems.images.score import Learned
 from solvers import grids
@@ -41,16 +47,6 @@ def silent():
     return Learned(net)
 
 
-def run(out, problem, *arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PROBLEMS, "ours", problem)
-        assert guidance.command(["--problem", "ours", *arguments, "--out", str(out)]) == 0
-    return pd.read_csv(out / "guidance.csv")
-
-
-ARGUMENTS = ("--scales", "0", f"{SCALE}", "--samples", "4", "--steps", *map(str, STEPS))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("guidance")
@@ -58,7 +54,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(folder):
-    return run(folder, model, *ARGUMENTS)
+    arguments = ["--scales", "0", f"{SCALE}", "--samples", "4", "--steps", *map(str, STEPS)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROBLEMS, "ours", model)
+        assert guidance.command(["--problem", "ours", *arguments, "--out", str(folder)]) == 0
+    return pd.read_csv(folder / "guidance.csv")
 
 
 def curve(table, scale, solver):
@@ -127,9 +127,17 @@ def test_ratios_are_to_ddim_of_the_same_scale_and_steps(table):
     assert (table[table["solver"] == "ddim"]["ratio"] == 1.0).all()
 
 
-def test_heads_are_combined_and_billed_where_there_are_any(tmp_path):
-    arguments = ["--scales", "2", "--samples", "4", "--steps", "3", "6"]
-    table = run(tmp_path, lambda: model(with_head=True), *arguments).set_index(["solver", "steps"])
+def zero(case, labels, scale):
+    """Exact ends that cost nothing, where errors do not matter."""
+    if scale > 5.0:
+        raise ArithmeticError("too large")
+    return {"x": np.zeros((case.samples, 1, 4, 4)), "error": 0.0}
+
+
+def test_heads_are_combined_and_billed_where_there_are_any(monkeypatch):
+    monkeypatch.setattr(guidance, "guided_exact", zero)
+    found = guidance.guided_errors(Case(model(with_head=True), 4), [2.0], [6, 3])
+    table = found.set_index(["solver", "steps"])
     x, labels = latents(model(), 4, 0), torch.arange(4) % 3
     contenders = guidance.contenders(GRIDS["quadratic"], head=True)
     assert list(contenders) == ["ddim", "ttm2", "ttm2-combined", "genie"]
@@ -147,12 +155,12 @@ def test_heads_are_combined_and_billed_where_there_are_any(tmp_path):
     assert (found - expected).norm() <= 1e-12 * expected.norm()
 
 
-def test_where_both_networks_agree_every_scale_is_ddim_of_a_gaussian(tmp_path):
+def test_where_both_networks_agree_every_scale_is_ddim_of_a_gaussian():
     """ε_c = ε_u, so (1 + w) ε_c - w ε_u is the same for every w: the score of N(0, s²), in closed form.
 
     DDIM stretches x̄ in each step by 1 + h γ/(s² + γ²), the flow by √((s² + γ²)/(s² + γ₀²)).
     """
-    table = run(tmp_path, silent, "--scales", "0", "4", "--samples", "5", "--steps", "7")
+    table = guidance.guided_errors(Case(silent(), 5), [0.0, 4.0], [7])
     schedule, x = VP(), latents(silent(), 5, 0)
     gamma = [float(schedule.gamma(t)) for t in grids.power(7, 2.0).tolist()]
     ddim = math.prod(1.0 + (b - a) * a / (0.49 + a * a) for a, b in pairwise(gamma))
@@ -192,17 +200,57 @@ def test_errors_near_that_of_the_reference_are_left_out_of_fits(capsys):
     assert few.loc["ttm2"]["order"].isna().all()  # none or one stands
 
 
-def test_a_second_run_measures_nothing(table, folder, written):
-    assert run(folder, model, *ARGUMENTS).equals(table)
+def test_a_second_run_by_the_function_measures_nothing(table, folder, written):
+    store = Store(folder / "store.sqlite")
+    again = guidance.guided_errors(Case(model(), 4, name="ours"), [SCALE, 0.0], STEPS, study=Study(store))
+    store.close()
     assert written == []
+    pd.testing.assert_frame_equal(again, table, check_dtype=False)  # a CSV does not tell 6 from 6.0
 
 
-def test_figures(table, folder, figures):
-    run(folder, model, *ARGUMENTS)
+def test_batches_keep_the_classes_of_their_states():
+    case, target = Case(model(), 4), np.zeros((4, 1, 4, 4))
+    whole, parts = (
+        guided_end(c, in_turn(c), SCALE, METHODS["ttm2"], False, 8, target) for c in (case, case.but(batch=3))
+    )
+    # Sums of at most 144 terms in a dozen layers: some tens of roundings of states of order one.
+    assert parts["x"] == pytest.approx(whole["x"], abs=1e-12)
+    assert (parts["nfe"], parts["jvp"]) == (whole["nfe"], whole["jvp"]) == (16, 16)
+
+
+def test_the_key_of_an_end_has_its_labels_its_scale_and_its_target():
+    case, target = Case(model(), 2), np.zeros((2, 1, 4, 4))
+    usual = {"labels": (0, 1), "scale": 2.0, "combined": False, "steps": 3, "target": target}
+    others = {"labels": (1, 0), "scale": 2.5, "combined": True, "target": target + 1e-9}
+    keys = Keys()
+    found = {
+        keys.key(guided_end, {"case": case, "method": METHODS["ttm2"], **usual, **change})
+        for change in ({}, {}, *({name: value} for name, value in others.items()))
+    }
+    assert len(found) == 5
+
+
+def test_a_scale_that_cannot_be_solved_is_left_out(monkeypatch):
+    study = Study()
+    monkeypatch.setattr(guidance, "guided_exact", zero)
+    found = guidance.guided_errors(Case(model(), 2), [0.0, 9.0], [2], study=study)
+    assert set(found["scale"]) == {0.0}
+    assert [failure.failure for failure in study.failures] == ["too large"]
+
+
+def test_figures(table, folder):
     for name in ("guidance", "guidance-samples"):
-        assert b"/Type3" not in (folder / f"{name}.pdf").read_bytes()
         width = int.from_bytes((folder / f"{name}.png").read_bytes()[16:20], "big")
-        assert width == 1350  # 6.75 inches at 200 dots each
+        assert width == 135  # 6.75 inches at 20 dots each
+
+
+def test_a_sheet_without_the_images_of_a_scale_is_white_there():
+    images = {0.0: np.zeros((2, 1, 4, 4)), 1.0: np.ones((2, 1, 4, 4))}
+    figure = by_scale({"few": {0.0: images[0.0]}, "exact": images}, [0.0, 1.0], 2)
+    few = figure.axes[0].images[0].get_array()
+    plots.plt.close(figure)
+    assert (few[:4, :4] == 0.5).all()
+    assert (few[5:, :4] == 1.0).all()
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,31 @@
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from analysis import heads
+from analysis.gte import end_points
+from analysis.measure import heads as measured_heads
+from analysis.measure.case import Case
+from analysis.measure.heads import end_by_head, without_head
 from analysis.measure.statistics import Bootstrap
+from analysis.methods import METHODS
+from analysis.study.cells import Study
+from analysis.study.keys import Keys
+from analysis.study.store import Store
 from problems import VP
 from problems.images import checkpoints
 from problems.images.head import Head, HeadConfig
+from problems.images.score import Learned, load
+from problems.images.training import stratified
 from problems.images.unet import Config, ScoreNetwork
-from tests.networks import TINY, randomised
+from tests.networks import TINY, randomised, states
 
 RECIPE = {"steps": 10, "lr": 1e-3, "seed": 0}
 OBJECTIVE = {"weight": "gamma2", "noise_input": False, "derivative_free": False}
@@ -24,11 +36,11 @@ OBJECTIVE = {"weight": "gamma2", "noise_input": False, "derivative_free": False}
 def folder(tmp_path_factory):
     """A network with random weights and heads of it: two seeds of one recipe, and another recipe."""
     folder = tmp_path_factory.mktemp("heads")
-    network = randomised(ScoreNetwork(Config(**dataclasses.asdict(TINY)), VP())).float()
+    network = randomised(ScoreNetwork(Config(**dataclasses.asdict(TINY)), VP(start=0.5, stop=0.1))).float()
     card = {
         "kind": "score network",
         "config": dataclasses.asdict(TINY),
-        "schedule": {"name": "VP"},
+        "schedule": {"name": "VP", "start": 0.5, "stop": 0.1},
         "data": {"name": "digits-gaussians"},
     }
     checkpoints.save(folder / "net.safetensors", network.state_dict(), card)
@@ -55,15 +67,22 @@ def half(case, head):
     return {"derivative_error": 0.5}
 
 
+def paths(folder):
+    return [str(folder / f"{name}.safetensors") for name in "abc"]
+
+
 @pytest.fixture(scope="module")
-def table(folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    paths = [str(folder / f"{name}.safetensors") for name in "abc"]
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def table(folder, out):
     monkey = pytest.MonkeyPatch()
     # Networks of 4x4 images have no data on which to compare derivatives.
     monkey.setattr(heads, "has_data", lambda network: True)
     monkey.setattr(heads, "derivative_error", half)
-    arguments = ["--problem", str(folder / "net.safetensors"), "--heads", *paths, "--samples", "12"]
+    arguments = ["--problem", str(folder / "net.safetensors"), "--heads", *paths(folder), "--samples", "12"]
     assert heads.command([*arguments, "--nfe", "3", "6", "--out", str(out)]) == 0
     monkey.undo()
     return pd.read_csv(out / "heads.csv")
@@ -75,13 +94,55 @@ def test_heads_of_one_recipe_are_one_row(table):
 
 
 def test_the_exact_derivative_and_none_are_the_methods_of_that_name(table, folder):
-    from analysis import gte
-
-    out = folder / "gte"
-    line = ["--problem", str(folder / "net.safetensors"), "--solvers", "ddim", "ttm2", "--grids", "quadratic"]
-    assert gte.command([*line, "--nfe", "3", "6", "--samples", "12", "--out", str(out)]) == 0
-    expected = pd.read_csv(out / "gte.csv").sort_values(["solver", "nfe"])["error"].to_numpy()
+    case = Case(folder / "net.safetensors", 12)
+    ends = end_points(case, ["ddim", "ttm2"], [3, 6], grids=["quadratic"])
+    expected = ends.sort_values(["solver", "nfe"])["error"].to_numpy()
     assert table["error"].to_numpy()[:4] == pytest.approx(expected, rel=1e-12)
+
+
+def test_one_head_by_the_function_is_one_seed(table, folder, out, written):
+    """Its ends are in the store, under the weights of the head, wherever its checkpoint lies."""
+    away = folder / "elsewhere.safetensors"
+    for suffix in (".safetensors", ".json"):
+        away.with_suffix(suffix).write_bytes((folder / "c").with_suffix(suffix).read_bytes())
+    store = Store(out / "store.sqlite")
+    case = Case(folder / "net.safetensors", 12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "has_data", lambda network: False)
+        found = heads.head_errors(case, [away], [3, 6], study=Study(store))
+    store.close()
+    assert written == []
+    assert list(found["head"].unique()) == ["none (DDIM)", "exact (TTM-2)", "standard"]
+    assert found["derivative_error"].isna().all()
+    kept = table[table["head"] != "standard"]["error"].to_numpy()
+    assert found["error"].to_numpy() == pytest.approx(kept, rel=1e-15)
+
+
+def test_an_end_by_a_head_travels_and_is_kept_by_its_weights(folder):
+    case = without_head(Case(folder / "net.safetensors", 2))
+    first, second = (c.head for c in heads.contenders(str(folder / "net.safetensors"), paths(folder))[2:4])
+    usual = {"case": case, "method": METHODS["genie"], "steps": 2, "features": None}
+    keys = [Keys().key(end_by_head, {**usual, "head": head}) for head in (first, second)]
+    assert keys[0] != keys[1]
+    there = pickle.loads(pickle.dumps({**usual, "head": first}))
+    assert Keys().key(end_by_head, there) == keys[0]
+    assert np.array_equal(end_by_head(**there)["error"], end_by_head(**usual, head=first)["error"])
+
+
+def test_the_error_of_a_derivative_is_that_of_the_head_of_the_model(folder, monkeypatch):
+    """What the head says, and the exact derivative, by the jets of the two models, weighted by γ."""
+    monkeypatch.setattr(measured_heads, "PROBES", 20)
+    model, _ = load(folder / "net.safetensors", folder / "a.safetensors")
+    x0, schedule, source = states(20).float(), model.schedule, torch.Generator().manual_seed(0)
+    monkeypatch.setattr(Learned, "sample", lambda self, n, t, source: x0[:n].double())
+    case = Case(folder / "net.safetensors", 2, batch=7)
+    found = measured_heads.derivative_error(case, model.head)["derivative_error"]
+    gamma = schedule.gamma(stratified(20, schedule.stop, schedule.start, source))[:, None, None, None]
+    xbar = (x0 + gamma * torch.randn(x0.shape, generator=source, dtype=torch.float64)).float()
+    said, exact = (m.flow_jet(xbar, gamma.float(), 2)[1] for m in (model.distilled, model))
+    expected = float((gamma * (said - exact)).norm() / (gamma * exact).norm())
+    # Float32, in a dozen layers.
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Interpolation: closed forms on a Gaussian, and strips whose ends are what encoding and decoding make."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 import torch
 
 from analysis import interpolate
-from analysis.api import Case
-from analysis.measure.interpolation import exact_strips, mixed
+from analysis.measure.case import Case
+from analysis.measure.features import classifier
+from analysis.measure.interpolation import exact_strips, mixed, strip_errors
 from analysis.measure.problems import PROBLEMS
 from analysis.methods import FORMS, METHODS, Method
+from analysis.study.cells import Study
+from analysis.study.store import Store
 from problems import VP, Gaussian, denoise
 from problems.images.score import Learned
 from problems.images.sources import Samples
@@ -84,10 +88,14 @@ def test_the_ends_of_a_path_are_the_latents():
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    out = tmp_path_factory.mktemp("gaussian")
+def printed(tmp_path_factory):
+    return tmp_path_factory.mktemp("gaussian")
+
+
+@pytest.fixture(scope="module")
+def table(printed):
     arguments = ["--samples", f"{PAIRS}", "--points", f"{POINTS}", "--nfe", f"{NFE}"]
-    return run(out, gaussian, *arguments, "--solvers", "ddim", "ttm2", "s-pndm")
+    return run(printed, gaussian, *arguments, "--solvers", "ddim", "f-pndm", "ttm2", "s-pndm")
 
 
 def test_the_error_of_ddim_on_a_gaussian_is_known_in_closed_form(table):
@@ -140,11 +148,10 @@ def test_budgets_hold_each_way(table):
         assert (rows["jvp"] == (5 if solver == "ttm2" else 0)).all()
 
 
-def test_a_straight_flow_comes_back(tmp_path, monkeypatch):
+def test_a_straight_flow_comes_back():
     """On the form of the data's own standard deviation a Gaussian is solved exactly by any method."""
     straight = Method(Taylor(1), FORMS["preconditioned"])
-    monkeypatch.setitem(METHODS, "straight", straight)
-    table = run(tmp_path, gaussian, "--samples", "3", "--points", "3", "--nfe", "4", "--solvers", "straight")
+    table = interpolate.strips(Case(gaussian(), 3), {"straight": straight}, [4], 3)
     assert (table["error"] < 1e-10).all()
 
 
@@ -191,24 +198,39 @@ def test_heads_are_billed(strips):
     assert (rows[["encode_nfe", "nfe", "jvp", "head"]].to_numpy() == [8, 8, 0, 7]).all()
 
 
-def test_a_second_run_measures_nothing(strips, folder, written):
-    assert run(folder, learned, *ARGUMENTS).equals(strips)
+def test_a_second_run_by_the_function_measures_nothing(strips, folder, written):
+    store = Store(folder / "store.sqlite")
+    case, methods = Case(learned(), 3, name="ours"), ["ddim", "ttm2", "s-pndm", "genie"]
+    again = interpolate.strips(case, methods, [4, 8], 3, Study(store))
+    store.close()
     assert written == []
+    pd.testing.assert_frame_equal(again, strips)
 
 
-def test_figures(strips, folder, figures):
-    run(folder, learned, *ARGUMENTS)
-    assert b"/Type3" not in (folder / "interpolate.pdf").read_bytes()
+def test_batches_of_images_have_the_same_strips():
+    case, target, features = Case(learned(), 3), np.zeros((3, 3, 1, 4, 4)), classifier(learned())
+    method = replace(METHODS["ttm2"], denoise=True)
+    whole, parts = (strip_errors(c, method, 3, 3, target, features) for c in (case, case.but(batch=4)))
+    # Sums of at most 144 terms in a dozen layers, some tens of roundings of states of order one.
+    assert parts["error"] == pytest.approx(whole["error"], abs=1e-12)
+    assert (parts["encode_nfe"], parts["nfe"], parts["jvp"]) == (3, 4, 3)
+
+
+def test_figures(strips, folder):
     width = int.from_bytes((folder / "interpolate.png").read_bytes()[16:20], "big")
-    assert width == 1350  # 6.75 inches at 200 dots each
+    assert width == 135  # 6.75 inches at 20 dots each
 
 
-def test_a_budget_that_does_not_reach_is_a_note(tmp_path, capsys):
-    arguments = ["--samples", "2", "--points", "2", "--nfe", "5", "--solvers", "ddim", "f-pndm"]
-    table = run(tmp_path, gaussian, *arguments)
-    assert set(table["solver"]) == {"ddim"}
+def test_a_budget_that_does_not_reach_is_a_note(table, printed):
+    assert set(table["solver"]) == {"ddim", "ttm2", "s-pndm"}
     # Twelve for its start, and one for the denoising.
-    assert "N/A: f-pndm needs at least 13 NFE" in capsys.readouterr().out
+    note = f"N/A: f-pndm needs at least 13 NFE (3 steps), so {NFE} are too few"
+    assert note in (printed / "interpolate.md").read_text(encoding="utf-8")
+
+
+def test_images_that_are_not_at_hand_are_a_mistake():
+    with pytest.raises(ValueError, match="not at hand"):
+        interpolate.strips(Case(Learned(network(schedule=SCHEDULE)), 2))
 
 
 @pytest.mark.parametrize(
