@@ -45,6 +45,11 @@ class Method:
     denoise: bool = False
     last: tuple[Solver, ...] = ()
 
+    def __post_init__(self) -> None:
+        if type(self.solver).__hash__ is None:
+            name = type(self.solver).__name__
+            raise TypeError(f"a solver is a value; write @dataclass(frozen=True) above the class {name}")
+
     @property
     def random(self) -> bool:
         """Whether what comes out depends on noise, so that errors of end points mean nothing."""

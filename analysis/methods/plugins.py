@@ -118,6 +118,8 @@ def add(group: str, name: str, value: Any) -> None:
 def from_file(path: Path) -> None:
     """Add what a file lists in its ``GENIE_BENCH``; a file that has changed replaces what it added before.
 
+    It can import modules that lie beside it.
+
     Raises
     ------
     UsageError
@@ -137,6 +139,8 @@ def from_file(path: Path) -> None:
         raise UsageError(f"--plugin {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
     _FILES[file] = Loaded(text, [])
     try:
         exec(compile(text, str(file), "exec"), module.__dict__)

@@ -186,14 +186,15 @@ def sent(cell: bytes) -> Mapping[str, Any]:
     Raises
     ------
     ForeignCodeError
-        If the code is not here, or is not that under whose key the result will be kept.
+        If the code, or a file that the arguments name, is not here, or the code is not that under whose key
+        the result will be kept.
     """
     try:
         key, measure, arguments = pickle.loads(cell)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise ForeignCodeError(
-            f"a worker has not the code of this process ({error}); install the same packages there and start "
-            "the worker again"
+            f"a worker cannot read what it was sent ({error}); install the same packages and put the same "
+            "files there, and start the worker again"
         ) from error
     return measure(**arguments) if key.startswith(NAMELESS) else proven(key, measure, arguments)
 

@@ -106,7 +106,7 @@ def local_cluster(workers: int) -> Iterator[Any]:
     Raises
     ------
     NoPoolError
-        If Dask is not installed.
+        If Dask is not installed, or workers cannot be started.
     """
     distributed = _distributed()
     from dask import config
@@ -114,11 +114,15 @@ def local_cluster(workers: int) -> Iterator[Any]:
     # There is an HTTP server even without a dashboard; port 0 lets several clusters share a machine.
     quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
     environment = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in MEMORY.items()}
-    with (
-        config.set(environment),
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **quiet) as cluster,
-    ):
-        yield cluster
+    with config.set(environment):
+        try:
+            made = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **quiet)
+        except RuntimeError as error:
+            raise NoPoolError(
+                'workers could not be started; a script asks for them below if __name__ == "__main__":'
+            ) from error
+        with made as cluster:
+            yield cluster
 
 
 def _distributed() -> Any:

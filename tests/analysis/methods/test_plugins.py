@@ -1,6 +1,8 @@
 """Additions from outside: a file's values are in every command and on workers, mistakes get a sentence."""
 
 import importlib.metadata
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +17,7 @@ from analysis.measure.case import Case
 from analysis.measure.features import FEATURES
 from analysis.measure.problems import PROBLEMS
 from analysis.methods import FORMS, GRIDS, METHODS, plugins
+from solvers import Solver
 
 FILE = '''
 import math
@@ -197,6 +200,17 @@ def test_a_file_that_is_not_there_or_no_python_gets_one_sentence(tmp_path, monke
         assert words in message
 
 
+def test_a_file_can_import_its_neighbours(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "neighbour_of_a_plugin.py").write_text("from problems import toy_mixture as far")
+    text = "from neighbour_of_a_plugin import far\nGENIE_BENCH = {'problems': {'far': far}}"
+    (tmp_path / "sub" / "mine.py").write_text(text)
+    plugins.from_file(Path("sub/mine.py"))
+    assert "far" in PROBLEMS
+    del sys.modules["neighbour_of_a_plugin"]
+
+
 def test_a_half_used_file_leaves_nothing_behind(file, tmp_path):
     (tmp_path / file).write_text(FILE.replace('"sizes": SIZES', '"lte": SIZES'))
     assert script(["lte", "--plugin", file]) == 2
@@ -211,6 +225,17 @@ def test_a_package_that_cannot_be_used_is_told_of_and_left_out(monkeypatch, caps
     plugins.installed()
     assert "plugin nothing_of_this_name:VALUE cannot be used: ModuleNotFoundError" in capsys.readouterr().err
     assert "broken" not in METHODS
+
+
+def test_a_solver_that_is_no_value_is_answered():
+    @dataclass
+    class Changing(Solver):
+        order = 1
+
+        def step(self, eq, y, s0, s1, past): ...
+
+    with pytest.raises(TypeError, match=r"write @dataclass\(frozen=True\) above the class Changing"):
+        end_points("toy", Changing())
 
 
 def test_functions_take_forms_and_grids_by_name_and_answer_a_mistake():

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.study.cells import Cell, ForeignCodeError, Study, measured, proven
+from analysis.study.cells import Cell, ForeignCodeError, Study, measured, proven, sent
 from analysis.study.keys import Keys
 from analysis.study.pools import Here, Pool
 from analysis.study.store import Store
@@ -178,6 +178,14 @@ def test_a_worker_with_other_code_measures_nothing(store):
     with pytest.raises(OSError, match="other code or other versions"):
         Study(store, Pool(Elsewhere(answer), 1, True)).run("x", [cell()])
     assert CALLS == []
+
+
+def test_a_worker_that_cannot_read_a_cell_says_so():
+    lacking = pickle.dumps(("0", number, {})).replace(b"number", b"figure")
+    with pytest.raises(
+        ForeignCodeError, match=r"cannot read what it was sent \(.*figure.*\); install the same"
+    ):
+        sent(lacking)
 
 
 def test_a_worker_with_the_same_code_measures(store):
