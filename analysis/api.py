@@ -19,17 +19,26 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.budget import error_budget
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.session import Session
+from analysis.derivatives import difference_errors
 from analysis.fid import sample_quality
 from analysis.gte import end_points
+from analysis.guidance import guided_errors
+from analysis.heads import head_errors
+from analysis.interpolate import strips
 from analysis.lte import local_errors
 from analysis.measure.case import Case
 from analysis.measure.features import Features
 from analysis.measure.statistics import Bootstrap
 from analysis.methods import FLOWS, METHODS, Coordinates, Grid, Method
 from analysis.orders import certify
+from analysis.overhead import derivative_costs
 from analysis.recommend import race
+from analysis.samples import sample_shares
+from analysis.schedule import schedules
+from analysis.smoothness import network_smoothness
 from analysis.study.cells import Cell, Result, Study, frame, measured
 from analysis.study.pools import pool
 from analysis.study.store import Store
@@ -136,13 +145,22 @@ __all__ = [
     "Study",
     "assert_order",
     "certify",
+    "derivative_costs",
+    "difference_errors",
     "end_points",
+    "error_budget",
     "frame",
+    "guided_errors",
+    "head_errors",
     "local_errors",
     "measured",
+    "network_smoothness",
     "open_study",
     "race",
     "sample_quality",
+    "sample_shares",
+    "schedules",
+    "strips",
     "weak_errors",
     "work_and_error",
 ]

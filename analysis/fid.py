@@ -29,10 +29,10 @@ from analysis.measure.case import Case, case_of
 from analysis.measure.features import FEATURES, Features
 from analysis.measure.features import features as named
 from analysis.measure.quality import Judge
-from analysis.measure.rows import BUDGETS, plan
+from analysis.measure.rows import BUDGETS, rows_of
 from analysis.measure.shards import SIZE, Made, made_of, shards_of
 from analysis.measure.statistics import Bootstrap
-from analysis.methods import Coordinates, Grid, Method, chosen, chosen_forms, chosen_grids, crossed
+from analysis.methods import Coordinates, Grid, Method
 from analysis.methods.table import Asked
 from analysis.show import plots, quality, tables
 from analysis.show.factors import common, interval_of, reasons, wide, word
@@ -116,10 +116,17 @@ def sample_quality(
         If no row could be measured.
     """
     case = case_of(problem)
-    on = None if forms is None else chosen_forms(forms)
-    pairs = crossed(chosen(methods), on, chosen_grids(grids))
-    switches: dict[str, Any] = {"by_steps": bool(steps), "bill": bill, "afs": afs, "denoise": denoise}
-    rows = plan(case.problem, pairs, steps or nfe, **switches)
+    rows = rows_of(
+        case.problem,
+        methods,
+        nfe,
+        steps,
+        forms=forms,
+        grids=grids,
+        bill=bill,
+        afs=afs,
+        denoise=denoise,
+    )
     made = made_of(case, rows, looks(case.problem, features), study or Study())
     return tabulated(case, made, "steps" if steps else "nfe")
 

@@ -23,7 +23,7 @@ from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
 from analysis.measure.ends import ends
-from analysis.measure.rows import BUDGETS, Row, cost, plan, taken_whole, tariff
+from analysis.measure.rows import BUDGETS, Row, cost, rows_of, taken_whole, tariff
 from analysis.measure.statistics import Bootstrap, Interval, medians, share
 from analysis.methods import (
     METHODS,
@@ -31,10 +31,6 @@ from analysis.methods import (
     Coordinates,
     Grid,
     Method,
-    chosen,
-    chosen_forms,
-    chosen_grids,
-    crossed,
 )
 from analysis.methods.table import Asked
 from analysis.show import plots, tables
@@ -103,13 +99,13 @@ def end_points(
         If nothing can be measured, or a method cannot do what is asked for.
     """
     case = case_of(problem)
-    on = None if forms is None else chosen_forms(forms)
-    pairs = crossed(chosen(methods), on, chosen_grids(grids))
-    rows = plan(
+    rows = rows_of(
         case.problem,
-        pairs,
-        steps or nfe,
-        by_steps=bool(steps),
+        methods,
+        nfe,
+        steps,
+        forms=forms,
+        grids=grids,
         bill=bill,
         afs=afs,
         denoise=denoise,

@@ -23,8 +23,8 @@ from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
 from analysis.measure.distances import chance, weak_error
 from analysis.measure.laws import MEASURES
-from analysis.measure.rows import BUDGETS, Row, plan
-from analysis.methods import WHOLE, Coordinates, Grid, Method, chosen, chosen_forms, chosen_grids, crossed
+from analysis.measure.rows import BUDGETS, Row, rows_of
+from analysis.methods import WHOLE, Coordinates, Grid, Method
 from analysis.methods.table import Asked
 from analysis.show import plots, tables
 from analysis.show.factors import common, interval_of, reasons, titled, varying, wide, word
@@ -108,10 +108,17 @@ def weak_errors(
         If nothing could be measured.
     """
     case = case_of(problem)
-    on = None if forms is None else chosen_forms(forms)
-    pairs = crossed(chosen(methods), on, chosen_grids(grids))
-    switches: dict[str, Any] = {"by_steps": bool(steps), "bill": bill, "afs": afs, "denoise": denoise}
-    rows = plan(case.problem, pairs, steps or nfe, **switches)
+    rows = rows_of(
+        case.problem,
+        methods,
+        nfe,
+        steps,
+        forms=forms,
+        grids=grids,
+        bill=bill,
+        afs=afs,
+        denoise=denoise,
+    )
     return tabulated(case, rows, study or Study(), "steps" if steps else "nfe", exact)
 
 

@@ -103,7 +103,7 @@ def work_and_error(
 def raced(case: Case, rows: Sequence[Row], study: Study) -> pd.DataFrame:
     """Return the tidy table of the rows that have an error of end points and could be measured.
 
-    Seconds are measured last, one after the other in this process, whoever measured the rest.
+    Seconds are measured last, one after the other, in this process even if workers measured the rest.
     """
     able = [row for row in rows if not row.note and not row.method.random]
     found = [

@@ -1,4 +1,4 @@
-"""Truths that several test files stand on: high-precision mixtures, distances and fitted orders."""
+"""What several test files stand on: high-precision mixtures, a cluster, draft figures, counted writes."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from matplotlib import pyplot as plt
 from mpmath import mp, mpf
 from torch import Tensor
+
+from analysis.show import plots
+from analysis.study.store import Store
 
 mp.dps = 60
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
@@ -103,3 +107,49 @@ def cluster_address():
 
     with local_cluster(2) as cluster:
         yield cluster.scheduler_address
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Give the tests that need the cluster to one worker of pytest-xdist, so that it is started once."""
+    for item in items:
+        if "cluster_address" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+SAVE = plots.save
+
+
+def draft(figure, path):
+    """Write a figure as a coarse PNG, and a PDF that is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_name(path.name + suffix) for suffix in (".pdf", ".png")]
+    files[0].write_bytes(b"%PDF-1.4\n")
+    with plots.style():
+        figure.savefig(files[1], dpi=20)
+    plt.close(figure)
+    return files
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _drafts():
+    """Figures are drawn and laid out in full, but written coarsely."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(plots, "save", draft)
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Write figures as users get them."""
+    monkeypatch.setattr(plots, "save", SAVE)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The keys of the cells that are written to any store, in their order."""
+    keys: list[str] = []
+    write = Store.write
+    monkeypatch.setattr(Store, "write", lambda self, *a: (keys.append(a[0]), write(self, *a)))
+    return keys

@@ -2,9 +2,9 @@
 
 Errors of mean and covariance and the energy distance are estimated through their squares, of which unbiased
 estimates are known (U-statistics); these may be below zero, which is reported as 0. Total variation and
-sliced Wasserstein distance are those of so many samples: above zero for exact ones too, so whoever reports
-them gives that floor. Intervals are bootstrap ones, centred at the estimate: resampling moves the mean of a
-statistic, too, by as much again as it was moved already, and only the spread is wanted.
+sliced Wasserstein distance are those of so many samples. They are above zero for exact samples too, so a
+table of them has to state that floor. Intervals are bootstrap ones, centred at the estimate: resampling moves
+the mean of a statistic by as much again as it was moved already, and only the spread is wanted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How far apart two distributions are, from features of their samples.
 
-Nothing here knows what the features are. A distance on other features than Inception's is no FID, so whoever
-prints one says which features it is of.
+Nothing here knows what the features are. A distance on other features than Inception's is no FID, so a table
+of distances has to name its features.
 """
 
 from __future__ import annotations

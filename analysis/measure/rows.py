@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from analysis.methods import METHODS, WHOLE, Method
+from analysis.methods import (
+    METHODS,
+    WHOLE,
+    Coordinates,
+    Grid,
+    Method,
+    chosen,
+    chosen_forms,
+    chosen_grids,
+    crossed,
+)
+from analysis.methods.table import Asked
 from problems import Model, Problem, Tariff
 
 BUDGETS = (5, 10, 15, 20, 25)
@@ -127,6 +138,51 @@ def plan(
         advice = "another" if most.method.grid.steps else "a larger"
         raise ValueError(f"nothing can be measured: {most.solver} {most.note}; type {advice} number")
     return rows
+
+
+def rows_of(
+    problem: Problem,
+    methods: Asked | Sequence[Asked] | Mapping[str, Method],
+    nfe: Sequence[int],
+    steps: Sequence[int] = (),
+    *,
+    forms: Sequence[str | Coordinates] | None,
+    grids: Sequence[str | Grid],
+    bill: str,
+    afs: str,
+    denoise: str,
+    encode: bool = False,
+) -> list[Row]:
+    """Return the rows of a study from what a caller asks for, by names or values; see ``plan``.
+
+    Parameters
+    ----------
+    problem, bill, afs, denoise, encode
+        As in ``plan``.
+    methods
+        See ``analysis.methods.chosen``.
+    nfe, steps
+        Budgets in score evaluations, or numbers of steps instead.
+    forms, grids
+        With which methods are crossed; None is each method's own form.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing of a name, or nothing can be measured.
+    """
+    on = None if forms is None else chosen_forms(forms)
+    pairs = crossed(chosen(methods), on, chosen_grids(grids))
+    return plan(
+        problem,
+        pairs,
+        steps or nfe,
+        by_steps=bool(steps),
+        bill=bill,
+        afs=afs,
+        denoise=denoise,
+        encode=encode,
+    )
 
 
 def tariff(problem: Problem) -> Tariff:

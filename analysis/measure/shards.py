@@ -1,7 +1,8 @@
 """Samples in shards, each the work of one process: from latents to states, by a method or exactly.
 
-Everything random belongs to the place of a sample in the whole. So a result is the same whoever made it, and
-more samples leave the shards as they are that are there. A shard is always made whole, in one thread.
+Random numbers belong to the place of a sample in the whole. So a result does not depend on the worker that
+made it, and shards that are there stay valid if more samples are asked for. A shard is always made whole, in
+one thread.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def _told(error: BaseException, file: Path | None = None) -> str:
 def _travels(module: ModuleType) -> None:
     """Let workers have the module, which they cannot import, by value."""
     try:
-        import cloudpickle  # type: ignore[import-untyped]
+        import cloudpickle
     except ImportError:  # then there are no workers either
         return
     cloudpickle.register_pickle_by_value(module)

@@ -164,7 +164,7 @@ class Study:
     def _submit(self, key: str, cell: Cell) -> Future[Any]:
         if not self.pool.elsewhere:
             return self.pool.executor.submit(cell.measure, **cell.arguments)
-        import cloudpickle  # type: ignore[import-untyped]  # comes with Dask
+        import cloudpickle  # comes with Dask
 
         # Dask itself would send what lies deep inside by name, and a worker that cannot read that dies.
         return self.pool.executor.submit(sent, cloudpickle.dumps((key, cell.measure, cell.arguments)))

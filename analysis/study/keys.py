@@ -1,11 +1,11 @@
 """Keys: the name under which a measurement is kept is all that determines it, its code included.
 
 A key is the hash of the plain arguments of a function, of the code that function and arguments can reach,
-and of the versions of Python and of the libraries that this code uses. The code is found by following the
-names in code objects: globals and what they hold, attributes of modules, closures, defaults, and the methods
-of every class that is reached. Of a class three kinds of methods count: those whose names occur in the code
-reached (a rapid type analysis by name), special methods, and those that a library may call back. A comment, a
-docstring or a line number is no part of what is read here, so it moves no key.
+and of the versions of Python, of this package and of the libraries that this code uses. The code is found by
+following the names in code objects: globals and what they hold, attributes of modules, closures, defaults,
+and the methods of every class that is reached. Of a class three kinds of methods count: those whose names
+occur in the code reached (a rapid type analysis by name), special methods, and those that a library may call
+back. A comment, a docstring or a line number is no part of what is read here, so it moves no key.
 
 A library stands in a key by its name and version; see ``libraries``. Everything else stands there by its
 code: this suite, packages of its users, scripts and notebooks.
@@ -24,7 +24,7 @@ from importlib.util import resolve_name
 from typing import Any, NamedTuple
 
 from analysis.study.code import IMPORT, Chain, hashed, scanned
-from analysis.study.libraries import library
+from analysis.study.libraries import library, package_version
 from analysis.study.values import CODE, Memo, NoFingerprintError, Roots, name_of, written
 
 
@@ -95,7 +95,8 @@ class Keys:
         if name not in self._reached:
             reached = _follow(self, roots)
             words = (word for entry in sorted(reached.entries) for word in entry)
-            self._reached[name] = roots, reached, hashed(platform.python_version(), *words)
+            versions = platform.python_version(), package_version()
+            self._reached[name] = roots, reached, hashed(*versions, *words)
         return self._reached[name][1:]
 
 

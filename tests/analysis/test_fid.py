@@ -1,4 +1,4 @@
-"""Grids of sample quality: known distances, failures, budgets; the same table whoever measures."""
+"""Grids of sample quality: known distances, failures, budgets; the same table for any workers."""
 
 import math
 import multiprocessing
@@ -26,7 +26,7 @@ from analysis.show import quality as pictures
 from analysis.study.cells import Study
 from analysis.study.store import Store
 from problems import VP, Gaussian
-from tests.analysis.conftest import draft
+from tests.conftest import draft
 
 CURVES = pictures.curves
 SMALL = ["--problem", "gaussian", "--samples", "300", "--grids", "quadratic", "--denoise", "off"]
@@ -203,7 +203,7 @@ def test_mistakes_get_one_sentence(arguments, sentence, tmp_path, capsys, monkey
     assert printed.count("\n") == 1
 
 
-# --- whoever measures
+# --- workers
 
 GRID = ("--solvers", "ddim", "euler-maruyama", "s-pndm", "--nfe", "5", "10")
 FEW = 1000

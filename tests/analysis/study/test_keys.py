@@ -154,6 +154,9 @@ def test_what_was_measured_under_other_versions_is_not_served(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr("platform.python_version", lambda: "2.7")
     assert key_of(end_point, arguments) != before
+    monkeypatch.undo()
+    monkeypatch.setattr("analysis.study.keys.package_version", lambda: "0.0")
+    assert key_of(end_point, arguments) != before
 
 
 def test_the_device_the_dtype_and_for_networks_the_batch_are_in_the_key():
