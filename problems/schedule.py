@@ -71,8 +71,31 @@ class Schedule(ABC):
         return 2.0 * alpha * alpha * gamma * self.gamma_rate(t)
 
 
+class LinearBeta(Schedule):
+    """A schedule on L(t) = ∫β = β_min t + ½(β_max - β_min) t², from β(t) = β_min + (β_max - β_min) t."""
+
+    beta_min: float
+    beta_max: float
+
+    def _integral(self, t: T) -> T:
+        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
+
+    def _root(self, integral: T) -> T:
+        """Return the t at which L is ``integral``, without cancellation at small ones."""
+        slope = self.beta_max - self.beta_min
+        return 2.0 * integral / (self.beta_min + sqrt(self.beta_min**2 + 2.0 * slope * integral))
+
+    def beta(self, t: T) -> T:
+        """Return β(t)."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def alpha(self, t: T) -> T:
+        """Return α = exp(-L/2)."""
+        return exp(-0.5 * self._integral(t))
+
+
 @dataclass(frozen=True)
-class VP(Schedule):
+class VP(LinearBeta):
     """The variance-preserving schedule of the paper, β(t) = β_min + (β_max - β_min) t (Song et al. 2021).
 
     With L(t) = ∫β = β_min t + ½(β_max - β_min) t²: α = exp(-L/2), σ² = 1 - exp(-L), γ² = exp(L) - 1.
@@ -84,17 +107,6 @@ class VP(Schedule):
     stop: float = 1e-3
     prior_std = 1.0
 
-    def _integral(self, t: T) -> T:
-        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t
-
-    def beta(self, t: T) -> T:
-        """Return β(t)."""
-        return self.beta_min + (self.beta_max - self.beta_min) * t
-
-    def alpha(self, t: T) -> T:
-        """Return α = exp(-L/2)."""
-        return exp(-0.5 * self._integral(t))
-
     def sigma(self, t: T) -> T:
         """Return σ = √(1 - exp(-L))."""
         return sqrt(-expm1(-self._integral(t)))
@@ -105,9 +117,36 @@ class VP(Schedule):
 
     def time(self, gamma: T) -> T:
         """Return the root of the quadratic L(t) = log(1 + γ²), without cancellation at small γ."""
-        integral = log1p(gamma * gamma)
-        slope = self.beta_max - self.beta_min
-        return 2.0 * integral / (self.beta_min + sqrt(self.beta_min**2 + 2.0 * slope * integral))
+        return self._root(log1p(gamma * gamma))
+
+
+@dataclass(frozen=True)
+class SubVP(LinearBeta):
+    """The sub-variance-preserving schedule (Song et al. 2021): α = exp(-L/2), σ = 1 - exp(-L), L as for VP.
+
+    Its variance α² + σ² is less than 1 between the ends. γ = (1 - e^(-L)) e^(L/2) = 2 sinh(L/2).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    start: float = 1.0
+    stop: float = 1e-3
+    prior_std = 1.0
+
+    def sigma(self, t: T) -> T:
+        """Return σ = 1 - exp(-L)."""
+        return -expm1(-self._integral(t))
+
+    def gamma(self, t: T) -> T:
+        """Return γ = 2 sinh(L/2) = (e^L - 1) e^(-L/2)."""
+        integral = self._integral(t)
+        return expm1(integral) * exp(-0.5 * integral)
+
+    def time(self, gamma: T) -> T:
+        """Return the root of the quadratic L(t) = 2 arsinh(γ/2), without cancellation at small γ."""
+        half = 0.5 * gamma
+        square = half * half
+        return self._root(2.0 * log1p(half + square / (1.0 + sqrt(1.0 + square))))
 
 
 @dataclass(frozen=True)
@@ -196,6 +235,49 @@ class EDM(Schedule):
     def time(self, gamma: T) -> T:
         """Return t = γ."""
         return gamma
+
+    @property
+    def prior_std(self) -> float:
+        """Return σ at the start of the schedule."""
+        return self.start
+
+
+@dataclass(frozen=True)
+class FlowMatching(Schedule):
+    """The straight paths of flow matching, x_t = (1 - t) x_0 + t z: α = 1 - t, σ = t, γ = t/(1 - t).
+
+    t = 1 is noise (Liu et al. 2023; Lipman et al. 2023; Esser et al. 2024); where a network is told the time
+    the other way round, it sees 1 - t. At t = 1 the state is pure noise and γ is infinite, so sampling starts
+    at 1 - 1e-3, γ = 999, where a millionth of the variance is that of the data: the prior that is left out
+    is closer to the truth than that of the paper's schedule, whose γ is 152. A later start is a value of
+    one's own. A sample at the start has the standard deviation σ = t of its noise.
+    """
+
+    start: float = 0.999
+    stop: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.stop < self.start < 1.0:
+            raise ValueError(
+                f"flow matching runs inside 0 <= stop < start < 1, for gamma is infinite at 1: choose other "
+                f"ends than {self.stop:g} and {self.start:g}"
+            )
+
+    def alpha(self, t: T) -> T:
+        """Return α = 1 - t."""
+        return 1.0 - t
+
+    def sigma(self, t: T) -> T:
+        """Return σ = t."""
+        return t
+
+    def gamma(self, t: T) -> T:
+        """Return γ = t/(1 - t)."""
+        return t / (1.0 - t)
+
+    def time(self, gamma: T) -> T:
+        """Return t = γ/(1 + γ)."""
+        return gamma / (1.0 + gamma)
 
     @property
     def prior_std(self) -> float:

@@ -1,13 +1,23 @@
 """The noun *grid*: at which times does a solver stop?
 
-Each function returns float64 times from ``start`` to ``stop``, shape (steps + 1,). The grid of encoding is
-the same reversed, ``times.flip(0)``. Any grid can be used with any solver.
+Each function with these arguments returns float64 times from ``start`` to ``stop``, shape (steps + 1,). The
+grid of encoding is the same reversed, ``times.flip(0)``. Any grid can be used with any solver.
+
+On a table of β, samplers have grids of their own, made of the nodes that they visit; ``visiting`` makes a
+grid of these. diffusers' schedulers for n inference steps, where the schedule stops at node 0:
+
+- "leading" without offset and "linspace", DDIM and PNDM: the n times of ``steps = n - 1``; the last inference
+  step, from node 0 to γ = 0, is the denoising. With ``set_alpha_to_one=False`` it does not move the state.
+- The same, multistep DPM-Solver and UniPC: the first n of the n + 1 times of ``steps = n``; the last step
+  goes to node 0 with ``final_sigmas_type="sigma_min"``. With "zero" it goes to γ = 0 instead.
+- "trailing" (all), and "leading" with an offset (DDIM, PNDM): the first n of the n + 1 times of
+  ``steps = n``; the last step goes to node 0 with ``set_alpha_to_one=False``. With True it goes to γ = 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -165,3 +175,87 @@ def alternating(steps: int, ratio: float = 2.0, start: float = 1.0, stop: float 
     sizes = ratio * (1.0 - short) + short
     fractions = torch.cat([torch.zeros(1, dtype=torch.float64), sizes.cumsum(0) / sizes.sum()])
     return _ends(start + (stop - start) * fractions, start, stop)
+
+
+def shifted(steps: int, shift: float, start: float = 1.0, stop: float = 1e-3) -> Tensor:
+    """Return equal steps of u between the ends, t = s u/(1 + (s - 1) u): the shift of flow matching.
+
+    It is made for times in [0, 1] (Esser et al. 2024, Eq. 23): in γ = t/(1 - t) it is a factor s. Larger s
+    spends more steps on the noise. The sigmas of ``FlowMatchEulerDiscreteScheduler`` in diffusers for n steps
+    are those of n - 1 steps here, from 1 to its last sigma before 0; the step to 0 is the denoising.
+
+    Parameters
+    ----------
+    steps, start, stop
+        As in ``power``.
+    shift
+        s > 0; 1 is linear striding.
+    """
+    a, b = (t / (shift - (shift - 1.0) * t) for t in (start, stop))
+    u = _ramp(steps, a, b)
+    return _ends(shift * u / (1.0 + (shift - 1.0) * u), start, stop)
+
+
+def leading(n: int, nodes: int, offset: int = 0) -> Tensor:
+    """Return the nodes, float64, that n inference steps visit with spacing "leading" (Ho et al. 2020).
+
+    They are i ⌊N/n⌋ + offset, i = n-1 … 0: the first is below the last node of the table.
+
+    Parameters
+    ----------
+    n
+        Number of nodes to visit, evaluations of the network.
+    nodes
+        N, the number of nodes of the table.
+    offset
+        What others call ``steps_offset``.
+    """
+    return torch.arange(n - 1, -1, -1, dtype=torch.float64) * (nodes // n) + offset
+
+
+def trailing(n: int, nodes: int) -> Tensor:
+    """Return the nodes that n inference steps visit with spacing "trailing": N - i N/n - 1, rounded."""
+    # The difference as numpy's arange takes it, whose rounding decides where the fraction is a half.
+    step = (nodes - nodes / n) - nodes
+    return (nodes + torch.arange(n, dtype=torch.float64) * step).round() - 1.0
+
+
+def linspace(n: int, nodes: int) -> Tensor:
+    """Return the nodes that n inference steps visit with spacing "linspace": N-1 … 0, equal and rounded."""
+    return (torch.arange(n - 1, -1, -1, dtype=torch.float64) * ((nodes - 1) / max(n - 1, 1))).round()
+
+
+def visiting(spacing: Callable[[int], Tensor], steps: int, start: float, stop: float) -> Tensor:
+    """Return the nodes that a spacing visits, and the stop after them, as a grid.
+
+    Where the last node visited is the stop, n = steps + 1 nodes make a grid of ``steps`` steps, and the last
+    inference step is the denoising. Otherwise it is n = steps, and the step from the last node to the stop is
+    part of the grid.
+
+    Parameters
+    ----------
+    spacing
+        Gives the nodes for n inference steps, falling.
+    steps
+        Number of steps.
+    start, stop
+        The largest time, to which a later first node is moved (γ is infinite there), and the last time.
+
+    Raises
+    ------
+    ValueError
+        If the nodes do not fall strictly from at most ``start`` to ``stop``: a table that was cut, or more
+        steps than it has nodes.
+    """
+    if steps < 1:
+        raise ValueError(f"a grid needs at least one step, not {steps}")
+    times = spacing(steps + 1)
+    if times[-1] != stop:
+        times = torch.cat([spacing(steps), torch.tensor([stop], dtype=torch.float64)])
+    times[0] = min(float(times[0]), start)
+    if not bool((times.diff() < 0.0).all()):
+        raise ValueError(
+            f"{steps} steps over the nodes of this table do not fall from {start:g} to {stop:g}: "
+            "take fewer steps, or the whole table"
+        )
+    return times

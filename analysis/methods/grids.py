@@ -11,7 +11,21 @@ import torch
 from torch import Tensor
 
 from problems.schedule import Schedule
-from solvers.grids import alternating, cosine, edm, listed, log_snr, power, sigmoid
+from problems.tables import Table
+from solvers.grids import (
+    alternating,
+    cosine,
+    edm,
+    leading,
+    linspace,
+    listed,
+    log_snr,
+    power,
+    shifted,
+    sigmoid,
+    trailing,
+    visiting,
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +63,52 @@ def as_listed(times: tuple[float, ...], steps: int, schedule: Schedule) -> Tenso
     return listed(times, steps, schedule.start, schedule.stop)
 
 
+def in_shift(shift: float, steps: int, schedule: Schedule) -> Tensor:
+    """Return the shifted striding over a whole schedule; see ``solvers.grids.shifted``.
+
+    Raises
+    ------
+    ValueError
+        If the times of the schedule do not lie in [0, 1], for which it is made.
+    """
+    if schedule.start > 1.0:
+        raise ValueError(
+            f"the grid shift{shift:g} needs times between 0 and 1, and those of {type(schedule).__name__} go "
+            f"up to {schedule.start:g}: use log-snr, or on a table leading, trailing or linspace"
+        )
+    return shifted(steps, shift, schedule.start, schedule.stop)
+
+
+def at_nodes(spacing: Callable[[int, int], Tensor], steps: int, schedule: Schedule) -> Tensor:
+    """Return the nodes of a table that a spacing visits; see ``solvers.grids.visiting``.
+
+    Raises
+    ------
+    ValueError
+        If the schedule has no nodes.
+    """
+    if not isinstance(schedule, Table):
+        raise ValueError(
+            f"the grids leading, trailing and linspace need a table of beta, which {type(schedule).__name__} "
+            "is not: use linear, or a problem on a Table"
+        )
+    return visiting(lambda n: spacing(n, schedule.nodes), steps, schedule.start, schedule.stop)
+
+
 def striding(rho: float) -> Grid:
     """Return the grid t_n = (start^(1/ρ) + n/N (stop^(1/ρ) - start^(1/ρ)))^ρ of any ρ."""
     return Grid(f"rho{rho:g}", partial(in_power, rho))
+
+
+def shift(s: float) -> Grid:
+    """Return the grid t = s u/(1 + (s - 1) u) of equal steps of u, of any s."""
+    return Grid(f"shift{s:g}", partial(in_shift, s))
+
+
+def leading_from(offset: int) -> Grid:
+    """Return the grid of nodes of spacing "leading" with any ``steps_offset``."""
+    name = f"leading{offset}" if offset else "leading"
+    return Grid(name, partial(at_nodes, partial(leading, offset=offset)), smooth=False)
 
 
 GRIDS = {
@@ -70,6 +127,12 @@ GRIDS = {
         ),
         Grid("cosine", lambda n, schedule: cosine(n, schedule, schedule.start, schedule.stop)),
         Grid("sigmoid", lambda n, schedule: sigmoid(n, schedule, 3.0, schedule.start, schedule.stop)),
+        shift(3.0),
+        # What samplers visit of a table of beta; the second with the steps_offset of Stable Diffusion.
+        leading_from(0),
+        leading_from(1),
+        Grid("trailing", partial(at_nodes, trailing), smooth=False),
+        Grid("linspace", partial(at_nodes, linspace), smooth=False),
         Grid("rough", lambda n, schedule: alternating(n, 2.0, schedule.start, schedule.stop), smooth=False),
     )
 }

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
-from problems import EDM, VE, VP, CosineVP
+from problems import EDM, VE, VP, CosineVP, FlowMatching, SubVP
 from problems.series import taylor
 
 # Every schedule as its paper defines it: α and σ, in high precision. γ = σ/α and log-SNR = log(α²/σ²) follow.
@@ -33,6 +33,8 @@ def exploding(sigma):
 
 SCHEDULES = {
     "VP": (VP(), *preserving(vp_alpha)),
+    "SubVP": (SubVP(), vp_alpha, lambda t: 1 - vp_alpha(t) ** 2),
+    "FlowMatching": (FlowMatching(), lambda t: 1 - t, lambda t: t),
     "CosineVP": (CosineVP(), *preserving(cosine_alpha)),
     "cosine without offset": (CosineVP(offset=0.0), *preserving(lambda t: mp.cos(mp.pi * t / 2))),
     "VE": (VE(), *exploding(lambda t: mpf("0.01") * mpf(5000) ** t)),
@@ -211,6 +213,33 @@ def test_prior(name):
     assert schedule.stop < schedule.start
     assert schedule.gamma(schedule.stop) < 0.02
     assert schedule.gamma(schedule.start) > 49
+
+
+@given(t=st.floats(1e-5, 1.0))
+def test_sub_vp_is_the_sde_of_song(t):
+    """Song et al. (2021), Eq. 29: the drift of VP, and g² = β (1 - exp(-2L))."""
+    schedule = SubVP()
+    assert schedule.drift(t) == pytest.approx(VP().drift(t), rel=1e-12)
+    growth = -math.expm1(-2.0 * (0.1 * t + 9.95 * t * t))
+    assert schedule.diffusion(t) == pytest.approx(schedule.beta(t) * growth, rel=1e-12)
+    assert schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2 <= 1.0 + 1e-15
+
+
+def test_flow_matching_is_a_straight_line():
+    """x_t = (1 - t) x_0 + t z, so dx/dt = z - x_0, and dγ/dt = 1/(1 - t)²."""
+    schedule = FlowMatching()
+    for t in (1e-3, 0.25, 0.5, 0.999):
+        assert schedule.alpha(t) + schedule.sigma(t) == 1.0
+        assert (schedule.alpha_rate(t), schedule.sigma_rate(t)) == (-1.0, 1.0)
+        assert schedule.gamma_rate(t) == pytest.approx(1.0 / (1.0 - t) ** 2, rel=1e-13)
+    assert schedule.gamma(schedule.start) == pytest.approx(999.0, rel=1e-12)
+    assert FlowMatching(start=0.5).prior_std == 0.5
+
+
+@pytest.mark.parametrize("ends", [{"start": 1.0}, {"stop": -0.1}, {"start": 0.2, "stop": 0.3}])
+def test_flow_matching_runs_inside_its_ends(ends):
+    with pytest.raises(ValueError, match="gamma is infinite at 1"):
+        FlowMatching(**ends)
 
 
 def test_other_betas():

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from problems import EDM, VP, CosineVP
+from analysis.methods import GRIDS as NAMED
+from analysis.methods.grids import leading_from, shift
+from problems import EDM, VP, CosineVP, FlowMatching, Table, rescale_betas_zero_snr
 from solvers import grids
 
 F64 = torch.float64
@@ -16,6 +18,7 @@ GRIDS = {
     "log-SNR": lambda n, **k: grids.log_snr(n, VP_, **k),
     "EDM": lambda n, **k: grids.edm(n, VP_, **k),
     "cosine": lambda n, **k: grids.cosine(n, VP_, **k),
+    "shifted": lambda n, **k: grids.shifted(n, 3.0, **k),
     "sigmoid": lambda n, **k: grids.sigmoid(n, VP_, **k),
 }
 every_grid = pytest.mark.parametrize("name", GRIDS)
@@ -107,3 +110,100 @@ def test_a_list_is_a_grid_of_its_own_length_and_ends():
         grids.listed(times, 4)
     with pytest.raises(ValueError, match=r"must begin at 0\.9 and end at 0\.001"):
         grids.listed(times, 3, start=0.9)
+
+
+def test_shift_is_a_factor_of_gamma():
+    """Esser et al. (2024): t/(1 - t) of the shifted time is s times that of the equally spaced one."""
+    times = grids.shifted(10, 3.0, 0.999, 1e-3)
+    u = times / (1.0 - times) / 3.0
+    u = u / (1.0 + u)
+    assert torch.allclose(u.diff(), u.diff().mean().expand(10), rtol=1e-10)
+    assert torch.allclose(grids.shifted(10, 1.0), grids.power(10, 1.0), rtol=1e-13)
+    named = shift(1.5)
+    assert named.name == "shift1.5"
+    assert named.times(4, FlowMatching()).tolist() == grids.shifted(4, 1.5, 0.999, 1e-3).tolist()
+
+
+@pytest.mark.parametrize("steps", [1, 4, 9, 27])
+@pytest.mark.parametrize("s", [1.0, 3.0])
+def test_shifted_sigmas_are_those_of_diffusers(steps, s):
+    """n = steps + 1 sigmas from 1 down to the last before 0, which is where the denoising begins."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=s)
+    scheduler.set_timesteps(steps + 1)
+    sigmas = scheduler.sigmas.double()
+    assert sigmas[-1] == 0.0
+    ours = grids.shifted(steps, s, 1.0, float(sigmas[-2]))
+    assert torch.allclose(ours, sigmas[:-1], rtol=1e-6)
+
+
+LINEAR = Table.linear()
+COUNTS = [1, 2, 3, 7, 10, 15, 20, 25, 30, 50, 99, 100, 333, 500, 999]
+
+
+def visited(name, n, **options):
+    """The nodes that a scheduler of diffusers visits in n inference steps."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = getattr(diffusers, name)(**options)
+    scheduler.set_timesteps(n)
+    return [float(t) for t in scheduler.timesteps]
+
+
+@pytest.mark.parametrize("steps", COUNTS)
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+def test_grids_of_nodes_are_those_of_ddim(spacing, steps):
+    """All steps + 1 times: the last inference step, at node 0, is the denoising."""
+    ours = NAMED[spacing].times(steps, LINEAR).tolist()
+    assert ours == visited("DDIMScheduler", steps + 1, timestep_spacing=spacing)
+    assert ours[-1] == LINEAR.stop
+
+
+@pytest.mark.parametrize("steps", COUNTS[:-2])
+@pytest.mark.parametrize("offset", [1, 2])
+def test_leading_with_an_offset(offset, steps):
+    """The times before the stop; PNDM visits the second of them twice."""
+    ours = leading_from(offset).times(steps, LINEAR).tolist()
+    options = {"timestep_spacing": "leading", "steps_offset": offset}
+    assert ours[:-1] == visited("DDIMScheduler", steps, **options)
+    assert ours[-1] == 0.0
+    if steps > 1:
+        theirs = visited("PNDMScheduler", steps, skip_prk_steps=True, **options)
+        assert ours[:-1] == sorted(set(theirs), reverse=True)
+
+
+@pytest.mark.parametrize("steps", [*COUNTS[:-1], 48, 96, 112])
+def test_trailing(steps):
+    """Where N i/n is a half too. For n = 61 and others diffusers visits a node -1 besides, by rounding."""
+    ours = NAMED["trailing"].times(steps, LINEAR).tolist()
+    assert ours[:-1] == visited("DDIMScheduler", steps, timestep_spacing="trailing")
+    assert ours[-1] == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize("steps", [1, 3, 10, 20, 25, 50, 333])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_grids_of_nodes_are_those_of_dpm_solver(spacing, steps):
+    """The times before the stop, which is the node of ``sigma_min``."""
+    ours = NAMED[spacing].times(steps, LINEAR).tolist()
+    options = {"timestep_spacing": spacing, "final_sigmas_type": "sigma_min"}
+    assert ours[:-1] == visited("DPMSolverMultistepScheduler", steps, **options)
+    assert ours[-1] == 0.0
+
+
+def test_zero_terminal_tables_start_at_the_last_finite_node():
+    table = Table(rescale_betas_zero_snr(LINEAR.betas))
+    assert NAMED["trailing"].times(10, table).tolist()[:3] == [998.0, 899.0, 799.0]
+    assert NAMED["linspace"].times(9, table).tolist()[:2] == [998.0, 888.0]
+
+
+def test_grids_of_nodes_need_nodes():
+    with pytest.raises(ValueError, match="need a table of beta, which VP is not"):
+        NAMED["trailing"].times(10, VP_)
+    with pytest.raises(ValueError, match="times between 0 and 1, and those of Table go up to 999"):
+        NAMED["shift3"].times(10, LINEAR)
+    with pytest.raises(ValueError, match="take fewer steps, or the whole table"):
+        NAMED["leading"].times(1000, LINEAR)
+    with pytest.raises(ValueError, match="take fewer steps, or the whole table"):
+        NAMED["trailing"].times(10, Table(LINEAR.betas, start=500.0))
+    with pytest.raises(ValueError, match="at least one step"):
+        NAMED["linspace"].times(0, LINEAR)
