@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from problems.forward_mode import differentiable
 from problems.schedule import Schedule
 from problems.score import Push, Source
 from problems.series import Scalar, Series
@@ -25,7 +26,7 @@ class Autodiff(Source):
     eps
         ε(x, t) for states x and a time t: a float, a 0-dim tensor or a tensor that broadcasts against x.
         ``torch.func.jvp`` must be able to differentiate it, nested as deep as the highest derivative asked
-        for.
+        for; common layers that it cannot are replaced, see ``forward_mode``.
     schedule
         The noise schedule of ``eps``.
     data_std
@@ -58,7 +59,7 @@ class Autodiff(Source):
                 f = _derivative(f)
             zero = torch.zeros((), dtype=torch.float64, device=coefficient.device)
             # Under no_grad, torch differentiates some functions, silu among them, only once in forward mode.
-            with torch.enable_grad():
+            with torch.enable_grad(), differentiable():
                 return f(zero).detach() / math.factorial(j)
 
         return push

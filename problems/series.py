@@ -226,6 +226,54 @@ def atan(x: T) -> T:
     return torch.atan(x) if isinstance(x, Tensor) else math.atan(x)
 
 
+def tanh(x: T) -> T:
+    """Return the hyperbolic tangent."""
+    if isinstance(x, Series):
+        return _primitive(tanh(x[0]), x, lambda f, j: (1.0 if j == 0 else 0.0) - convolve(f, f, j))
+    return torch.tanh(x) if isinstance(x, Tensor) else math.tanh(x)
+
+
+def sigmoid(x: T) -> T:
+    """Return the logistic function 1/(1 + e^(-x))."""
+    if isinstance(x, Series):
+        return _primitive(sigmoid(x[0]), x, lambda f, j: f[j] - convolve(f, f, j))
+    return torch.sigmoid(x) if isinstance(x, Tensor) else 0.5 + 0.5 * math.tanh(0.5 * x)
+
+
+def erf(x: T) -> T:
+    """Return the error function."""
+    if isinstance(x, Series):
+        bell = (2.0 / math.sqrt(math.pi)) * exp(-(x * x))
+        return _primitive(erf(x[0]), x, lambda _, j: bell[j])
+    return torch.erf(x) if isinstance(x, Tensor) else math.erf(x)
+
+
+def power(x: T, exponent: float) -> T:
+    """Return x to a fixed power, by products where it is a small whole number.
+
+    A series needs a constant term that is not zero for other powers: from x f' = a f x',
+    k x₀ f_k = Σ_{i=1..k} (a i - (k - i)) xᵢ f_{k-i}.
+    """
+    if isinstance(x, Series):
+        return _power(x, exponent)
+    return torch.pow(x, exponent) if isinstance(x, Tensor) else math.pow(x, exponent)
+
+
+def _power(x: Series, exponent: float) -> Series:
+    if exponent in range(9):
+        result = Series([0.0 * x[0] + 1.0, *([0.0] * (len(x) - 1))])
+        for _ in range(int(exponent)):
+            result = result * x
+        return result
+    f: list[Scalar] = [power(x[0], exponent)]
+    for k in range(1, len(x)):
+        total: Scalar = 0.0
+        for i in range(1, k + 1):
+            total = total + (exponent * i - (k - i)) * x[i] * f[k - i]
+        f.append(total / (k * x[0]))
+    return Series(f)
+
+
 def _circular(x: Series) -> tuple[Series, Series]:
     s: list[Scalar] = [sin(x[0])]
     c: list[Scalar] = [cos(x[0])]

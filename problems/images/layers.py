@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from problems.normaliser import Normaliser
+
 S = TypeVar("S")
 
 
@@ -150,7 +152,7 @@ class GroupNorm(nn.GroupNorm):
         """Map a coefficient, (N, C, H, W)."""
         if tape is None:
             return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        memory = tape.recall(lambda: _Normaliser(self.num_groups))
+        memory = tape.recall(lambda: Normaliser(self.num_groups))
         x = x.contiguous()
         shape = (x.shape[0], x.shape[1], math.prod(x.shape[2:]), self.num_groups)
         if tape.order == 0:
@@ -166,67 +168,6 @@ class GroupNorm(nn.GroupNorm):
             value = value * self.weight[:, None, None]
         memory.path.append(x)
         return value
-
-
-class _Normaliser:
-    """Series of c = x - mean x, v = mean c² + ε and r = v^(-1/2).
-
-    c itself is not stored, only x and the means. Numbers per group have shape (N, groups, 1).
-    """
-
-    def __init__(self, groups: int) -> None:
-        self.path: list[Tensor] = []
-        self.mean: Tensor
-        self.scale: Tensor
-        self._groups = groups
-        self._x: list[Tensor] = []
-        self._means: list[Tensor] = []
-        self._v: list[Tensor] = []
-        self._r: list[Tensor] = []
-
-    def add_rest(self, value: Tensor) -> None:
-        """Add coefficient j of c r without its term linear in x_j, where j coefficients of x are known."""
-        for k in range(len(self._x), len(self.path)):
-            self._append(k)
-        j, r = len(self._x), self._r
-        gains = [self._root(j, self._square(j)), *(r[j - i] for i in range(1, j))]
-        total = value.view_as(self._x[0])
-        total -= sum(gain * mean for gain, mean in zip(gains, self._means, strict=True))
-        for x, gain in zip(self._x, gains, strict=True):
-            total.addcmul_(x, gain)
-
-    def _append(self, k: int) -> None:
-        x = self.path[k].reshape(len(self.path[k]), self._groups, -1)
-        self._x.append(x)
-        if k == 0:
-            self._means.append(self.mean.reshape(*x.shape[:2], 1))
-            self._r.append(self.scale.reshape(*x.shape[:2], 1))
-            self._v.append(self._r[0] ** -2)
-        else:
-            self._means.append(x.mean(-1, keepdim=True))
-            self._v.append(self._square(k) + 2.0 * self._product(0, k))
-            self._r.append(self._root(k, self._v[k]))
-
-    def _product(self, i: int, k: int) -> Tensor:
-        """Return the mean of c_i c_k."""
-        x, y = self._x[i], self._x[k]
-        dots = torch.einsum("ngm,ngm->ng", x, y)[..., None]
-        return dots / x.shape[-1] - self._means[i] * self._means[k]
-
-    def _square(self, k: int) -> Tensor:
-        """Return coefficient k of mean c² without the two products that contain c_k."""
-        total = torch.zeros_like(self._r[0])
-        for i in range(1, k):
-            total = total + self._product(i, k - i)
-        return total
-
-    def _root(self, k: int, newest: Tensor) -> Tensor:
-        """Return r_k, from v₀ … v_{k-1} and the ``newest``: 2 k v₀ r_k = -Σ (2k - i) v_i r_{k-i}."""
-        v, r = [*self._v[:k], newest], self._r
-        total = k * newest * r[0]
-        for i in range(1, k):
-            total = total + (2 * k - i) * v[i] * r[k - i]
-        return -total / (2.0 * k * v[0])
 
 
 def nestable(network: nn.Module) -> nn.Module:
