@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analysis.measure.case import Case
 from analysis.methods import Method
 from problems import Guided, GuidedHeads, Model
-from problems.images.score import Learned
+from problems.labelled import Labelled
 
 
 def in_turn(case: Case) -> tuple[int, ...]:
@@ -23,11 +23,11 @@ def in_turn(case: Case) -> tuple[int, ...]:
     ValueError
         If the problem is no network that knows classes.
     """
-    if not (isinstance(case.problem, Learned) and case.problem.network.config.classes):
+    if not (isinstance(case.problem, Labelled) and case.problem.classes):
         raise ValueError(
             f"{case.name} is no class-conditional network; choose one, such as --problem digits-classes"
         )
-    return tuple(n % case.problem.network.config.classes for n in range(case.samples))
+    return tuple(n % case.problem.classes for n in range(case.samples))
 
 
 def guided(network: Model, labels: tuple[int, ...], scale: float, *, combined: bool = False) -> Model:
@@ -45,8 +45,8 @@ def guided(network: Model, labels: tuple[int, ...], scale: float, *, combined: b
         Whether its derivatives are combined of those of ε_c and ε_u, each along its own unguided flow
         (Eq. 81), and not the exact ones of the guided ε.
     """
-    assert isinstance(network, Learned)
-    classes = torch.tensor(labels, device=next(network.network.parameters()).device)
+    assert isinstance(network, Labelled)
+    classes = torch.tensor(labels, device=network.device)
     pair = network.labelled(classes), network.labelled(None)
     return GuidedHeads(*pair, scale) if combined else Guided(*pair, scale)
 

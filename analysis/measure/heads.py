@@ -100,7 +100,7 @@ def derivative_error(case: Case, head: Head) -> dict[str, Any]:
     size: list[Tensor] = []
     with torch.inference_mode():
         for states, g in zip(torch.split(xbar, case.batch), torch.split(gamma, case.batch), strict=True):
-            eps, slope, expansion = targets(model.network, states, g, model.labels)
+            eps, slope, expansion = targets(model.network, states, g, model.labels_of(len(states)))
             said = head(model.network, states, g, eps, expansion.features[0], expansion.embeddings[0])
             apart.append(g * (said - slope))
             size.append(g * slope)

@@ -9,39 +9,9 @@ import torch
 from torch import Tensor
 
 from problems.bill import Tariff
-from problems.images.score import Learned
+from problems.labelled import InTurn, Labelled
 from problems.score import Problem
 from problems.wrappers import Guided
-
-
-class InTurn(Learned):
-    """A class-conditional network; the class of state n is n modulo the number of classes.
-
-    Parameters
-    ----------
-    learned
-        The network, with its head if it has one.
-
-    Raises
-    ------
-    ValueError
-        If the network has no classes.
-    """
-
-    positional = True
-
-    def __init__(self, learned: Learned) -> None:
-        if not learned.network.config.classes:
-            raise ValueError("guidance needs a network with classes; train one with --conditional")
-        super().__init__(learned.network, head=learned.head, tariff=learned.tariff)
-        self.labels = None
-
-    def labels_of(self, n: int) -> Tensor:
-        """Return the classes 0, 1, … in turn, or the classes of a part, (n,)."""
-        if self.labels is not None:
-            return self.labels
-        device = next(self.network.parameters()).device
-        return torch.arange(n, device=device) % self.network.config.classes
 
 
 class GuidedImages(Guided, Problem):
@@ -49,43 +19,51 @@ class GuidedImages(Guided, Problem):
 
     Parameters
     ----------
-    learned
-        The class-conditional network.
+    network
+        The class-conditional network; its labels are not used.
     w
         The guidance scale.
 
     Raises
     ------
     ValueError
-        If the network has no classes.
+        If the network has no classes, or no unconditional score.
     """
 
-    def __init__(self, learned: Learned, w: float) -> None:
-        super().__init__(InTurn(learned), learned.labelled(None), w)
-        self._learned = learned
+    def __init__(self, network: Labelled, w: float) -> None:
+        super().__init__(*_pair(network), w)
+        self._network = network
 
     @property
     def event_shape(self) -> torch.Size:
         """Shape (C, H, W) of the images."""
-        return self._learned.event_shape
+        return self._network.event_shape
 
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the network."""
-        return self._learned.dtype
+        return self._network.dtype
 
     @property
     def tariff(self) -> Tariff:
         """Prices of derivatives of the network."""
-        return self._learned.tariff
+        return self._network.tariff
 
     def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` training images of all classes, diffused to t; see ``Learned.sample``."""
-        return self._learned.sample(n, t, generator)
+        """Draw ``n`` training images of all classes, diffused to t; see ``Labelled.sample``."""
+        return self._network.sample(n, t, generator)
 
     def to(self, like: Tensor) -> Self:
         """Return the problem in the dtype and on the device of a tensor."""
         other = copy.copy(self)
-        other._learned = self._learned.to(like)
-        other.conditional, other.unconditional = InTurn(other._learned), other._learned.labelled(None)
+        other._network = self._network.to(like)
+        other.conditional, other.unconditional = _pair(other._network)
         return other
+
+
+def _pair(network: Labelled) -> tuple[Labelled, Labelled]:
+    if not network.classes:
+        raise ValueError("guidance needs a network with classes; train one with --conditional")
+    if network.no_class is None:
+        raise ValueError("guidance needs a network with a label for no class")
+    return network.labelled(InTurn(network.classes)), network.labelled(None)

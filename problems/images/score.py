@@ -20,9 +20,9 @@ from problems.images.head import Head, HeadConfig
 from problems.images.layers import nestable
 from problems.images.sources import Samples, samples
 from problems.images.unet import Config, Expansion, ScoreNetwork
-from problems.posterior import Variance
-from problems.schedule import EDM, VE, VP, CosineVP, Schedule
-from problems.score import Problem, Push, Source, like
+from problems.labelled import Labelled, Labels, frozen
+from problems.schedule import EDM, VE, VP, CosineVP, FlowMatching, Schedule, SubVP
+from problems.score import Push, like
 from problems.series import Scalar, Series
 from problems.wrappers import Wrapper
 
@@ -36,7 +36,7 @@ pass.
 C = TypeVar("C", Config, HeadConfig)
 
 
-class Learned(Source, Problem):
+class Learned(Labelled):
     """A score network with exact derivatives along any path, by Taylor series layer by layer.
 
     Parameters
@@ -44,8 +44,7 @@ class Learned(Source, Problem):
     network
         The network; it is copied, and the copy is frozen.
     labels
-        The class of a conditional network: one for all states, or one for each, shape (N,). None is the
-        unconditional score.
+        See ``Labelled``; None is the unconditional score.
     head
         The head that was distilled from the network, if any; see ``distilled``.
     data
@@ -59,36 +58,21 @@ class Learned(Source, Problem):
         If a label is not a class of the network.
     """
 
-    jet_order = 3
-
     def __init__(
         self,
         network: ScoreNetwork,
-        labels: int | Tensor | None = None,
+        labels: Labels = None,
         head: Head | None = None,
         data: Callable[[], Samples] | None = None,
         tariff: Tariff = Tariff(),
     ) -> None:
-        super().__init__(network.schedule, network.config.data_std)
-        classes = network.config.classes
-        if labels is None:
-            given = torch.tensor([classes]) if classes else None
-        else:
-            given = torch.as_tensor(labels).reshape(-1)
-            if not classes or bool(((given < 0) | (given >= classes)).any()):
-                known = f"the classes 0 to {classes - 1}" if classes else "no classes; give no labels"
-                raise ValueError(f"the network knows {known}")
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.head = None if head is None else copy.deepcopy(head).eval().requires_grad_(False)
-        self.labels = given
-        self._data = data
-        self._tariff = tariff
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """Shape (C, H, W) of the images."""
-        config = self.network.config
-        return torch.Size((config.colours, config.size, config.size))
+        config = network.config
+        shape, classes = (config.colours, config.size, config.size), config.classes
+        draw = None if data is None else functools.partial(_drawn, data)
+        none = classes if classes else None
+        super().__init__(network.schedule, config.data_std, shape, classes, none, labels, draw, tariff)
+        self.network: ScoreNetwork = frozen(copy.deepcopy(network))
+        self.head: Head | None = None if head is None else frozen(copy.deepcopy(head))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,48 +80,26 @@ class Learned(Source, Problem):
         return next(self.network.parameters()).dtype
 
     @property
-    def tariff(self) -> Tariff:
-        """Prices of derivatives, measured when the head was distilled."""
-        return self._tariff
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
 
     @property
     def distilled(self) -> Distilled | None:
         """The same ε with its first derivative by the head; None without a head."""
         return None if self.head is None else Distilled(self, self.head)
 
-    @functools.cached_property
-    def average_variance(self) -> Variance | None:
-        """The average variance of x₀ given a state; None without data or with a label for each state."""
-        return None if self._data is None else super().average_variance
-
-    def labelled(self, labels: int | Tensor | None) -> Learned:
-        """Return the score of other classes by the same network, with a bill of its own."""
-        return Learned(self.network, labels, self.head, self._data, self._tariff)
-
-    def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` training images of all classes, diffused to t; float64.
-
-        Raises
-        ------
-        ValueError
-            If the training data are not available.
-        """
-        if self._data is None:
-            raise ValueError("the images that this network was trained on are not at hand")
-        source = generator or torch.Generator()
-        x0 = self._data().draw(n, source)[0].double()
-        if t is None:
-            return x0
-        noise = torch.randn(x0.shape, generator=source, dtype=torch.float64)
-        return self.schedule.alpha(t) * x0 + self.schedule.sigma(t) * noise
-
     def to(self, like: Tensor) -> Learned:
         """Return the model in the dtype and on the device of a tensor."""
         other = copy.copy(self)
         other.network = copy.deepcopy(self.network).to(like)
         other.head = None if self.head is None else copy.deepcopy(self.head).to(like)
-        other.labels = None if self.labels is None else self.labels.to(like.device)
+        if isinstance(self.labels, Tensor):
+            other.labels = self.labels.to(like.device)
         return other
+
+    def _copied(self) -> Self:
+        return copy.copy(self)
 
     def nested(self) -> Autodiff:
         """Return the same score with derivatives by nested forward-mode automatic differentiation."""
@@ -145,45 +107,14 @@ class Learned(Source, Problem):
 
         def eps(x: Tensor, t: Scalar) -> Tensor:
             alpha, gamma = like(self.schedule.alpha(t), x), like(self.schedule.gamma(t), x)
-            value: Tensor = network(x / alpha, gamma, self.labels)
+            value: Tensor = network(x / alpha, gamma, self.labels_of(len(x)))
             return value
 
         return Autodiff(eps, self.schedule, self.data_std)
 
-    @property
-    def positional(self) -> bool:
-        """Whether there is a label for each state."""
-        return self.labels is not None and len(self.labels) > 1
-
-    def part(self, rows: Tensor, of: int) -> Self:
-        """Return the score of some states of a batch, with their labels."""
-        other = super().part(rows, of)
-        other.labels = self.labels_of(of)
-        if other.labels is not None and len(other.labels) > 1:
-            other.labels = other.labels[rows]
-        return other
-
-    def labels_of(self, n: int) -> Tensor | None:
-        """Return the classes of n states, (n,) or (1,); None if the network takes no labels."""
-        return self.labels
-
-    def _expand(self, gamma: Series) -> Push:
-        parts: list[Expansion] = []
-
-        def push(coefficient: Tensor) -> Tensor:
-            blocks = torch.split(coefficient.to(self.dtype), self._block(coefficient, len(gamma)))
-            if not parts:
-                labels, begin = self.labels_of(len(coefficient)), 0
-                for block in blocks:
-                    rows = slice(begin, begin + len(block))
-                    path = Series([like(_rows(c, rows), block) for c in gamma.coefficients])
-                    known = labels if labels is None or len(labels) == 1 else labels[rows]
-                    parts.append(Expansion(self.network, path, known))
-                    begin += len(block)
-            pushed = [part.push(block) for part, block in zip(parts, blocks, strict=True)]
-            return torch.cat(pushed).to(coefficient.dtype)
-
-        return push
+    def _begin(self, path: Series, labels: Tensor | None) -> Push:
+        begin = next(self.network.parameters())
+        return Expansion(self.network, Series([like(c, begin) for c in path.coefficients]), labels).push
 
     def _block(self, x: Tensor, order: int) -> int:
         """Return the number of states per pass: all, unless coefficients are remembered on a CPU."""
@@ -251,12 +182,14 @@ class Distilled(Wrapper):
         return push
 
 
-def _rows(value: Scalar, rows: slice) -> Scalar:
-    """Return the numbers of some states, given one number for each state or one for all."""
-    return value[rows] if isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1 else value
+def _drawn(data: Callable[[], Samples], n: int, generator: torch.Generator) -> Tensor:
+    """Draw ``n`` training images."""
+    return data().draw(n, generator)[0]
 
 
-SCHEDULES: dict[str, type[Schedule]] = {"VP": VP, "CosineVP": CosineVP, "VE": VE, "EDM": EDM}
+SCHEDULES: dict[str, type[Schedule]] = {
+    kind.__name__: kind for kind in (VP, SubVP, CosineVP, VE, EDM, FlowMatching)
+}
 """The schedules by the names used on cards."""
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from problems.images.layers import Conv, Dense, GroupNorm, SiLU, Tape
+from problems.prediction import Outer
 from problems.schedule import Schedule
-from problems.series import Series, convolve, cos, log, sin, sqrt
+from problems.series import Series, cos, log, sin, sqrt
 
 
 @dataclass(frozen=True)
@@ -280,23 +281,18 @@ class Expansion:
         self.embeddings: list[Tensor] = []
         self._network, self._labels = network, labels
         self._waves = network.waves(gamma)
-        self._skip, self._gain, self._scale = (f.coefficients for f in network.factors(gamma))
-        self._path: list[Tensor] = []
-        self._outputs: list[Tensor] = []
+        self._outer = Outer(network.factors(gamma))
         self._tape = Tape() if len(gamma) > 1 else None
 
     def push(self, coefficient: Tensor) -> Tensor:
         """Take the next coefficient of x̄, (N, colours, H, W); return that of ε."""
-        j = len(self._path)
+        j = len(self.features)
         if self._tape is not None:
             self._tape.advance()
-        self._path.append(coefficient)
         waves = self._waves[j].to(coefficient)
         embedding = self._network.embed(waves, self._labels, self._tape)
-        scaled = torch.as_tensor(convolve(self._path, self._scale, j))
+        scaled = self._outer.inwards(coefficient)
         output, features = self._network.unet(scaled, embedding, self._tape)
-        self._outputs.append(output)
         self.features.append(features)
         self.embeddings.append(embedding)
-        skip, gain = convolve(self._path, self._skip, j), convolve(self._outputs, self._gain, j)
-        return torch.as_tensor(skip + gain)
+        return self._outer.outwards(output)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from problems import DDIM, AnalyticFirst, Brownian, Guided, ReverseSDE, smooth_mixture
-from problems.images.guided import GuidedImages, InTurn
+from problems.images.guided import GuidedImages
 from problems.images.score import Learned
+from problems.labelled import InTurn
 from tests.networks import TINY, head, network, states
 
 F64 = torch.float64
@@ -21,7 +22,12 @@ def _models():
     yield AnalyticFirst(mixture, 1.0), torch.ones(5, 2, dtype=F64)
     yield Guided(smooth_mixture(), smooth_mixture(), 1.0), torch.ones(5, 2, dtype=F64)
     with_head = Learned(network(CLASSES), torch.tensor([0, 1, 2, 0, 1]), head(config=CLASSES))
-    for model in (with_head, with_head.distilled, InTurn(with_head), GuidedImages(with_head, 1.0)):
+    for model in (
+        with_head,
+        with_head.distilled,
+        with_head.labelled(InTurn(3)),
+        GuidedImages(with_head, 1.0),
+    ):
         yield model, states(5)
 
 

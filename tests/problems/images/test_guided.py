@@ -10,8 +10,9 @@ from analysis.measure.reference import reference
 from analysis.methods import METHODS
 from analysis.study.keys import Keys
 from problems import Guided
-from problems.images.guided import GuidedImages, InTurn
+from problems.images.guided import GuidedImages
 from problems.images.score import Learned
+from problems.labelled import InTurn
 from tests.networks import TINY, head, network, states
 
 CLASSES = dataclasses.replace(TINY, classes=3)
@@ -25,7 +26,9 @@ def learned():
 def test_classes_come_in_turn(learned):
     x = states(7)
     by_hand = learned.labelled(torch.tensor([0, 1, 2, 0, 1, 2, 0]))
-    for found, expected in zip(InTurn(learned).jet(x, 0.3, 3), by_hand.jet(x, 0.3, 3), strict=True):
+    for found, expected in zip(
+        learned.labelled(InTurn(3)).jet(x, 0.3, 3), by_hand.jet(x, 0.3, 3), strict=True
+    ):
         assert (found == expected).all()
 
 
@@ -93,7 +96,7 @@ def test_there_is_no_average_over_scores_of_many_classes():
 def test_the_reference_keeps_states_in_their_places(learned):
     """Some trajectories are solved again with more steps; each has the class of its place all the while."""
     x = 2.0 * states(6)
-    found = reference(InTurn(learned), x, (1.0, 0.01), tolerance=1e-3)
+    found = reference(learned.labelled(InTurn(3)), x, (1.0, 0.01), tolerance=1e-3)
     for label in range(3):
         alone = reference(learned.labelled(label), x[label::3], (1.0, 0.01), tolerance=1e-3)
         assert (found.x[-1, label::3] - alone.x[-1]).flatten(1).norm(dim=1).max() < 2e-3
