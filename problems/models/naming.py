@@ -1,0 +1,128 @@
+"""Problems by what is typed: the path of a model, or a function in a file or module; and their heads."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from problems.console import UsageError
+from problems.images import any_head
+from problems.models.door import bare, load
+from problems.network import Network
+from problems.score import Problem
+from problems.scripts import module_of
+
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".ckpt")
+"""A name that ends so is meant as a file."""
+
+
+def found(name: str) -> Problem | None:
+    """Return the problem of a name, with the head that lies beside it; None if nothing is named so.
+
+    Parameters
+    ----------
+    name
+        The path of a file or folder that ``load`` reads; or a function that returns a problem, as
+        ``package.module:function`` or ``file.py:function``.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used, with a sentence for the user.
+    """
+    path = Path(name)
+    if path.exists():
+        return _loaded(path.resolve(), _state(path))
+    if not _is_function(name):
+        return load(path) if path.suffix in SUFFIXES or path.name != name else None
+    problem, head = headless(name), head_of(name)
+    if not isinstance(problem, Network) or head is None or not head.is_file():
+        return problem
+    return _headed(problem, head, _state(head))
+
+
+def headless(name: str) -> Problem | None:
+    """Return the problem of a name without the head that lies beside it; see ``found``."""
+    if Path(name).exists():
+        return bare(Path(name).resolve())
+    return made(_function(name)[0]) if _is_function(name) else None
+
+
+def head_of(name: str) -> Path | None:
+    """Return where the head of a problem of this name lies, if it has one; None if there is no such place.
+
+    It is ``PATH-head.safetensors`` beside a folder PATH, ``NAME-head.safetensors`` beside a file NAME.pth,
+    and ``FILE-FUNCTION-head.safetensors`` beside the file of a function.
+    """
+    path = Path(name)
+    if path.exists() or not _is_function(name):
+        return any_head.beside(path)
+    file, function = _function(name)[1], name.rpartition(":")[2]
+    return None if file is None else file.with_name(f"{file.stem}-{function}-head.safetensors")
+
+
+@lru_cache(maxsize=8)
+def made(factory: Callable[[], Problem]) -> Problem:
+    """Return what a function returns, the same for each call.
+
+    Raises
+    ------
+    UsageError
+        If that is no problem.
+    """
+    try:
+        problem = factory()
+    except Exception as error:
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        name = getattr(factory, "__name__", "it")
+        raise UsageError(f"the problem of {name} cannot be made: {words}") from error
+    if not isinstance(problem, Problem):
+        kind, name = type(problem).__name__, getattr(factory, "__name__", "it")
+        raise UsageError(f"{name} returns a {kind}, not a Problem; wrap it in problems.Network")
+    return problem
+
+
+def _is_function(name: str) -> bool:
+    where, _, function = name.rpartition(":")
+    return bool(where) and function.isidentifier()
+
+
+def _function(name: str) -> tuple[Callable[[], Problem], Path | None]:
+    """Return a function by the file or module it is in, and that file.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    where, _, function = name.rpartition(":")
+    if where.endswith(".py"):
+        module = module_of(Path(where))
+    else:
+        try:
+            module = importlib.import_module(where)
+        except ImportError as error:
+            raise UsageError(f"the module {where!r} of the problem cannot be imported ({error})") from error
+    factory: Callable[[], Problem] | None = getattr(module, function, None)
+    if factory is None or not callable(factory):
+        raise UsageError(f"{where} has no function {function!r} that returns a problem")
+    return factory, None if module.__file__ is None else Path(module.__file__)
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, state: tuple[object, ...]) -> Problem:
+    return load(path)
+
+
+@lru_cache(maxsize=4)
+def _headed(problem: Network, head: Path, state: tuple[object, ...]) -> Network:
+    return any_head.attached(problem, head)
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    """Return what changes when a file, or one beside it or in it, is written again."""
+    files = [*path.parent.glob(f"{path.stem}*"), *(path.rglob("*") if path.is_dir() else ())]
+    return tuple(sorted((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files))
