@@ -32,6 +32,7 @@ from analysis.methods import GRIDS, METHODS, Grid, chosen_grids
 from analysis.show import plots, tables
 from analysis.show.published import ABLATION
 from analysis.study.cells import Cell, Study
+from problems import Network
 from problems.console import Parser, UsageError, positive
 from problems.images import checkpoints
 from problems.images.head import Head
@@ -109,6 +110,11 @@ def head_errors(
     """
     case, study = case_of(problem), study or Study()
     (grid,) = chosen_grids([grid])
+    if isinstance(case.problem, Network):
+        raise ValueError(
+            f"{case.name} is a network of another make, of which no heads are compared here; distil one by "
+            f"python -m problems.images.distill --network {case.name}, and type genie among --solvers of gte"
+        )
     if not isinstance(case.problem, Learned):
         raise ValueError(f"{case.name} is no network; choose one, such as --problem digits")
     found, bare, budgets = contenders(case.name, heads), without_head(case), list(dict.fromkeys(nfe))

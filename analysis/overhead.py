@@ -24,7 +24,7 @@ from analysis.show import plots, tables
 from problems import Problem
 from problems.console import Parser, UsageError
 from problems.images.overhead import passes, timings
-from problems.images.score import Learned
+from problems.labelled import Labelled
 
 LABELS = {"eps": "ε", "head": "ε and the head", "jet1": "ε, ε'", "jet2": "ε, ε', ε''", "jet3": "ε to ε'''"}
 
@@ -56,7 +56,7 @@ def derivative_costs(problem: Case | Problem | str | Path = "digits", samples: i
     """
     case = problem if isinstance(problem, Case) else case_of(problem, samples=samples)
     model = case.working
-    if not isinstance(model, Learned):
+    if not isinstance(model, Labelled):
         raise ValueError(f"{case.name} is no network; choose one, such as --problem digits")
     found = timings(passes(model, in_a_pass(case)), torch.device(case.device))
     seconds = np.array([t.seconds for t in found.values()])
@@ -121,7 +121,7 @@ EXPERIMENT = Experiment(
         "Every run measures the seconds anew, in this process: --workers and --scheduler are ignored,\n"
         "and nothing is kept in the store."
     ),
-    examples=("", "--problem digits --samples 32"),
+    examples=("", "--problem digits --samples 32", "--problem model.py:make"),
     arguments=arguments,
     measure=measure,
     report=report,

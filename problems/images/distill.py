@@ -12,20 +12,22 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from problems.console import Parser, UsageError, attempt, device, positive
-from problems.images import checkpoints
+from problems.images import any_distill, any_head, checkpoints
 from problems.images.head import PARAMETERISATIONS, Head, HeadConfig
 from problems.images.overhead import tariff
-from problems.images.score import Learned, load
+from problems.images.score import Learned, load, weights
 from problems.images.sources import MIXTURES, Samples, samples
 from problems.images.train import add_recipe, card, recipe, typed
 from problems.images.training import Fitted, Recipe, diffused, fit
 from problems.images.unet import Expansion, ScoreNetwork
+from problems.models import naming
 from problems.score import follow
 from problems.series import Series, sqrt
 
@@ -186,21 +188,38 @@ def arguments() -> Parser:
     """Return the parser of this command."""
     p = Parser(
         "problems.images.distill",
-        "Distil the derivative of a score network into a head. Cut off, the same command goes on.",
+        "Distil the derivative of a network into a head. Cut off, the same command goes on.\n\n"
+        "Of networks of other makes, states are --data, or the data that the network itself has and that no\n"
+        "classes divide. Without these they are states on the network's own trajectories: latents that are\n"
+        f"marched by {any_distill.STEPS} steps of Heun's method.",
         "  python -m problems.images.distill --network runs/digits.safetensors --out runs/digits-head\n"
         "  python -m problems.images.distill --network runs/digits.safetensors --parameterisation plain "
-        "--out runs/plain",
+        "--out runs/plain\n"
+        "  python -m problems.images.distill --network ddpm-cifar10-32 --features-at up_blocks.3\n"
+        "  python -m problems.images.distill --network model.py:make",
     )
     p.add_argument(
-        "--network", type=Path, default=Path("runs/digits.safetensors"), help="checkpoint of the network"
+        "--network",
+        default="runs/digits.safetensors",
+        metavar="WHAT",
+        help="a network of the suite, the path of a model of any make, package.module:function or "
+        "file.py:function",
     )
     p.add_argument("--data", help="the network's data: a name or a path (default: what its card names)")
-    p.add_argument("--out", type=Path, default=Path("runs/digits-head"), help="what to write, no suffix")
+    p.add_argument(
+        "--out", type=Path, help="what to write, no suffix (default: beside the network, where it is found)"
+    )
     head = p.add_argument_group("head")
-    head.add_argument("--channels", type=positive, help="channels inside (default: those of the network)")
+    head.add_argument("--channels", type=positive, help="channels inside (default: of the network, or 32)")
     head.add_argument("--blocks", type=positive, default=1, help="residual blocks")
     head.add_argument(
         "--parameterisation", choices=PARAMETERISATIONS, default="mixed", help="what its outputs are"
+    )
+    head.add_argument(
+        "--features-at",
+        metavar="LAYER",
+        help="layer of a network of another make whose output the head is given, such as up_blocks.3 "
+        "(default: x and ε alone)",
     )
     aim = p.add_argument_group("objective")
     aim.add_argument("--weight", choices=WEIGHTS, default="gamma2", help="weight of the loss")
@@ -216,40 +235,110 @@ def command(argv: Sequence[str] | None = None) -> int:
     args = p.parse_args(argv)
 
     def action() -> None:
-        place = device(args.device)
+        place, own = device(args.device), _own(args.network)
         try:
-            model, about_network = load(args.network)
-            config = HeadConfig(
-                args.channels or model.network.config.channels, args.blocks, args.parameterisation
+            out = args.out or _beside(args.network)
+            state = out.with_name(out.name + ".state")
+            if args.fresh:
+                state.unlink(missing_ok=True)
+            taught = (
+                _of_another_make(args, place, state)
+                if own is None
+                else _of_this_suite(args, own, place, state)
             )
-        except ValueError as error:
+        except checkpoints.CheckpointError as error:
             raise UsageError(str(error)) from error
-        described = about_network.get("data", {})
-        name = args.data or described.get("name", "data that its card does not name")
-        if args.data is None and name != "digits" and name not in MIXTURES:
-            raise UsageError(f"{args.network} was trained on {name}; type --data and the path to it")
-        source = samples(name, described.get("noise", 0.0), flip=described.get("flip", False))
-        if source.card.get("sha256") != described.get("sha256"):
-            raise UsageError(f"{args.network} was trained on other data than {name}; type --data PATH")
-        aim = Objective(args.weight, args.noise_input, args.derivative_free)
-        path = args.out.with_name(args.out.name + ".safetensors")
-        state = args.out.with_name(args.out.name + ".state")
-        if args.fresh:
-            state.unlink(missing_ok=True)
-        head, fitted = distil(model.network, config, source, recipe(args), state, aim, place=place)
-        about = card("head", recipe(args), fitted, typed(p, argv))
-        about |= {
-            "config": dataclasses.asdict(config),
-            "objective": dataclasses.asdict(aim),
-            "network": about_network["sha256"],
-            "data": source.card,
-            "tariff": dataclasses.asdict(tariff(Learned(model.network, head=head))),
-        }
-        checkpoints.save(path, head.state_dict(), about)
+        about = {**card("head", recipe(args), taught.fitted, typed(p, argv)), **taught.card}
+        path = out.with_name(out.name + ".safetensors")
+        checkpoints.save(path, taught.head.state_dict(), about)
         state.unlink(missing_ok=True)
-        print(f"loss {fitted.losses[-1]:.5f} after {args.steps} steps, {about['seconds']} s; written: {path}")
+        loss = taught.fitted.losses[-1]
+        print(f"loss {loss:.5f} after {args.steps} steps, {about['seconds']} s; written: {path}")
 
     return attempt(p, action, "the same command goes on where it was")
+
+
+class Taught(NamedTuple):
+    """A head, the record of its training, and what its card says besides that."""
+
+    head: nn.Module
+    fitted: Fitted
+    card: dict[str, Any]
+
+
+def _own(name: str) -> Path | None:
+    """Return the checkpoint of a network of this suite; None for what is typed of other makes."""
+    path = Path(name)
+    if not path.exists() and weights(name).is_file():
+        return weights(name)
+    own = path.suffix == ".safetensors" and (path.with_suffix(".json").is_file() or not path.exists())
+    return path if own else None
+
+
+def _beside(name: str) -> Path:
+    """Return where the head of a network is looked for, without its suffix."""
+    if not Path(name).exists() and weights(name).is_file():
+        return Path("runs") / f"{name}-head"
+    place = naming.head_of(name)
+    if place is None:
+        raise UsageError(f"{name} is in no file beside which a head can lie; type --out")
+    return place.with_suffix("")
+
+
+def _of_this_suite(args: Any, network: Path, place: torch.device, state: Path) -> Taught:
+    if args.features_at:
+        raise UsageError(f"a head of {network} takes the last features; leave --features-at out")
+    try:
+        model, about_network = load(network)
+        config = HeadConfig(
+            args.channels or model.network.config.channels, args.blocks, args.parameterisation
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    described = about_network.get("data", {})
+    name = args.data or described.get("name", "data that its card does not name")
+    if args.data is None and name != "digits" and name not in MIXTURES:
+        raise UsageError(f"{network} was trained on {name}; type --data and the path to it")
+    source = samples(name, described.get("noise", 0.0), flip=described.get("flip", False))
+    if source.card.get("sha256") != described.get("sha256"):
+        raise UsageError(f"{network} was trained on other data than {name}; type --data PATH")
+    aim = Objective(args.weight, args.noise_input, args.derivative_free)
+    head, fitted = distil(model.network, config, source, recipe(args), state, aim, place=place)
+    about = {
+        "config": dataclasses.asdict(config),
+        "objective": dataclasses.asdict(aim),
+        "network": about_network["sha256"],
+        "data": source.card,
+        "tariff": dataclasses.asdict(tariff(Learned(model.network, head=head))),
+    }
+    return Taught(head, fitted, about)
+
+
+def _of_another_make(args: Any, place: torch.device, state: Path) -> Taught:
+    if args.noise_input or args.derivative_free:
+        raise UsageError("--noise-input and --derivative-free are for networks of this suite; leave them out")
+    network = any_distill.teacher(args.network)
+    network = network.to(torch.empty(0, dtype=network.dtype, device=place))
+    try:
+        listens = (any_head.layer_of(network.module, args.features_at),) if args.features_at else ()
+        config = any_head.AnyHeadConfig(
+            network.event_shape[0],
+            args.channels or 32,
+            args.blocks,
+            args.parameterisation,
+            listens,
+            any_head.channels_of(network, listens[0]) if listens else 0,
+            network.data_std,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    draw, data = any_distill.states(network, args.data, recipe(args))
+    weight = WEIGHTS[args.weight]
+    identity = {"data": data, "weight": args.weight}
+    head, fitted = any_distill.distil(network, config, draw, recipe(args), state, identity, weight)
+    costs = tariff(network.with_head(head.to(place)), recipe(args).batch)
+    about = {"objective": {"weight": args.weight}, "data": data, **any_head.card(network, head, costs)}
+    return Taught(head.cpu(), fitted, about)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from problems.images.layers import Conv, GroupNorm, SiLU
 from problems.images.unet import Block, ScoreNetwork
 from problems.series import Scalar, Series
 
-Combine = Callable[[ScoreNetwork, Sequence[Tensor], Tensor, Tensor, Scalar], Tensor]
+Combine = Callable[[Any, Sequence[Tensor], Tensor, Tensor, Scalar], Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,25 @@ class Parameterisation:
     outputs
         Number of outputs, each of the shape of the images.
     combine
-        Returns dε/dγ from the score network, the outputs, x̄, ε and γ.
+        Returns dε/dγ from the score network, the outputs, x̄, ε and γ. Only "residual" asks the network, which
+        must be one of this suite.
     """
 
     outputs: int
     combine: Combine
 
 
-def _mixed(_: ScoreNetwork, k: Sequence[Tensor], xbar: Tensor, eps: Tensor, gamma: Scalar) -> Tensor:
+def _mixed(_: object, k: Sequence[Tensor], xbar: Tensor, eps: Tensor, gamma: Scalar) -> Tensor:
     one = 1.0 + gamma * gamma
     return (-1.0 / gamma) * k[0] + (gamma / one) * k[1] + (1.0 / (gamma * one)) * k[2]
 
 
-def _plain(_: ScoreNetwork, k: Sequence[Tensor], xbar: Tensor, eps: Tensor, gamma: Scalar) -> Tensor:
+def _plain(_: object, k: Sequence[Tensor], xbar: Tensor, eps: Tensor, gamma: Scalar) -> Tensor:
     return k[0]
+
+
+def _decaying(_: object, k: Sequence[Tensor], xbar: Tensor, eps: Tensor, gamma: Scalar) -> Tensor:
+    return (1.0 / (gamma * (1.0 + gamma * gamma))) * k[0]
 
 
 def _residual(network: ScoreNetwork, k: Sequence[Tensor], xbar: Tensor, eps: Tensor, gamma: Scalar) -> Tensor:
@@ -52,10 +58,12 @@ PARAMETERISATIONS = {
     "mixed": Parameterisation(3, _mixed),
     # Table 2, "no mixed": the output is the derivative.
     "plain": Parameterisation(1, _plain),
+    # The last term of Eq. 14 alone: where noise prevails, γ dε/dγ falls like 1/γ², and so does an error of k.
+    "decaying": Parameterisation(1, _decaying),
     # The output is dF/d(log γ) in the derivative of ε = skip x̄ + gain F; the other terms are known.
     "residual": Parameterisation(1, _residual),
 }
-"""Parameterisations by name: the paper's, its ablation, and one after the preconditioning of the network."""
+"""Parameterisations by name: the paper's, its ablation, and two of this suite."""
 
 
 @dataclass(frozen=True)

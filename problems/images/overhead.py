@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from problems.bill import Tariff
-from problems.images.score import Learned
+from problems.labelled import Labelled
 from problems.score import Model
 
 WARM_UPS, PASSES = 5, 50
@@ -57,10 +57,20 @@ def timings(actions: dict[str, Callable[[], object]], device: torch.device) -> d
     return {name: Timing(values) for name, values in seconds.items()}
 
 
-def passes(model: Learned, batch: int, t: float = 0.3) -> dict[str, Callable[[], object]]:
-    """Return the evaluations to time: ε, ε with the head, ε with one, two and three exact derivatives."""
-    network = next(model.network.parameters())
-    x = torch.randn((batch, *model.event_shape), dtype=network.dtype, device=network.device)
+def passes(model: Labelled, batch: int, place: float = 0.3) -> dict[str, Callable[[], object]]:
+    """Return the evaluations to time: ε, ε with the head, ε with one, two and three exact derivatives.
+
+    Parameters
+    ----------
+    model
+        The network, with its head if it has one.
+    batch
+        Samples per pass.
+    place
+        The time, as a share of the way from the end of the schedule to its start.
+    """
+    x = torch.randn((batch, *model.event_shape), dtype=model.dtype, device=model.device)
+    t = model.schedule.stop + place * (model.schedule.start - model.schedule.stop)
 
     def take(score: Model, order: int) -> Callable[[], tuple[Tensor, ...]]:
         def action() -> tuple[Tensor, ...]:
@@ -76,7 +86,7 @@ def passes(model: Learned, batch: int, t: float = 0.3) -> dict[str, Callable[[],
     return actions | {f"jet{p}": take(model, p + 1) for p in (1, 2, 3)}
 
 
-def tariff(model: Learned, batch: int = 128) -> Tariff:
+def tariff(model: Labelled, batch: int = 128) -> Tariff:
     """Return the measured prices of a Jacobian-vector product and of a call of the head.
 
     Parameters
@@ -87,7 +97,7 @@ def tariff(model: Learned, batch: int = 128) -> Tariff:
         Samples per pass.
     """
     actions = {k: f for k, f in passes(model, batch).items() if k in ("eps", "head", "jet1")}
-    found = timings(actions, next(model.network.parameters()).device)
+    found = timings(actions, model.device)
     extra = {name: found[name].median / found["eps"].median - 1.0 for name in actions}
     return Tariff(jvp=extra["jet1"], head=extra.get("head", 0.0))
 
