@@ -6,8 +6,10 @@ import argparse
 import ctypes
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 
@@ -96,6 +98,22 @@ def keep_freed_memory() -> None:
     mallopt(mmap_threshold, 2**25)
 
 
+@contextmanager
+def told(p: Parser) -> Iterator[None]:
+    """Print a ``UserWarning`` as one line of the command; others are shown as usual."""
+    show = warnings.showwarning
+
+    def line(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+        if category is UserWarning:
+            print(f"{p.prog}: {message}", file=sys.stderr)
+        else:
+            show(message, category, *where, **options)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = line
+        yield
+
+
 def attempt(p: Parser, action: Callable[[], None], kept: str) -> int:
     """Run the action of a command and turn exceptions into exit codes.
 
@@ -118,7 +136,8 @@ def attempt(p: Parser, action: Callable[[], None], kept: str) -> int:
         torch.set_num_threads(1)
     keep_freed_memory()
     try:
-        action()
+        with told(p):
+            action()
     except UsageError as error:
         p.error(str(error))
     except (OSError, ArithmeticError) as error:

@@ -29,7 +29,10 @@ def parser(experiment: Experiment, launcher: str = "python -m analysis.") -> Par
     p.prog = experiment.typed(launcher=launcher)
     group = p.add_argument_group("common arguments")
     group.add_argument(
-        "--problem", default="toy", help=f"what to solve: {', '.join(PROBLEMS)}, or the path of a checkpoint"
+        "--problem",
+        default="toy",
+        help=f"what to solve: {', '.join(PROBLEMS)}; or a model of yours: the path of a file or folder "
+        "(docs/models.md says of which makes), package.module:function or file.py:function",
     )
     group.add_argument("--samples", type=positive, default=1000, help="number of trajectories")
     group.add_argument("--seed", type=int, default=0, help="seed of the initial states and of all noise")

@@ -86,8 +86,9 @@ class Case:
         typed: str = "",
     ) -> None:
         if isinstance(problem, str | Path):
-            name = str(problem)
-            typed, problem = name if portable(name) else "", opened(name)
+            asked = str(problem)
+            name = name or asked
+            problem, typed = opened(asked), portable(asked)
         elif not typed:
             problem, name = copy.deepcopy(problem), name or type(problem).__name__
         chosen = DTYPES[dtype] if dtype else problem.dtype

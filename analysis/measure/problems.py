@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,19 +14,26 @@ from torch import Tensor
 from analysis.methods.plugins import extensible, installed, of_package
 from problems import (
     VE,
+    FlowMatching,
     Gaussian,
     Problem,
+    SubVP,
+    Table,
     digits_gaussians,
     digits_mixture,
     smooth_mixture,
     toy_mixture,
 )
 from problems.images.guided import GuidedImages
-from problems.images.score import load, shipped
+from problems.images.score import shipped
+from problems.models.naming import found, made
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "toy": toy_mixture,
     "toy-ve": lambda: toy_mixture(VE()),
+    "toy-subvp": lambda: toy_mixture(SubVP()),
+    "toy-flow": lambda: toy_mixture(FlowMatching()),
+    "toy-table": lambda: toy_mixture(Table.linear()),
     "smooth": smooth_mixture,
     "gaussian": lambda: Gaussian(torch.tensor([0.3, -0.2], dtype=torch.float64), 0.5),
     "digits-mixture": digits_mixture,
@@ -53,7 +59,13 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def opened(name: str) -> Problem:
-    """Return the problem of a name in ``PROBLEMS``, or of a checkpoint, whose path ends in ``.safetensors``.
+    """Return the problem that ``--problem`` names.
+
+    Parameters
+    ----------
+    name
+        A name in ``PROBLEMS``; the path of a file or folder that ``problems.load`` reads; or a function that
+        returns a problem, as ``package.module:function`` or ``file.py:function``.
 
     Raises
     ------
@@ -61,36 +73,27 @@ def opened(name: str) -> Problem:
         If there is no such problem, with a sentence for the user.
     """
     if name not in PROBLEMS:
+        problem = found(name)
+        if problem is not None:
+            return problem
         installed()
     if name in PROBLEMS:
-        return _made(PROBLEMS[name])
-    if name.endswith(".safetensors"):
-        return checkpoint(Path(name))
+        return made(PROBLEMS[name])
     known = ", ".join(PROBLEMS)
-    raise ValueError(f"unknown problem {name!r}; choose from {known}, or type the path of a checkpoint")
+    raise ValueError(
+        f"unknown problem {name!r}; choose from {known}, or type the path of a model, or file.py:function"
+    )
 
 
-def portable(name: str) -> bool:
-    """Return whether another process can open a problem by its name."""
+def portable(name: str) -> str:
+    """Return by what name another process can open a problem; empty if it cannot."""
     made = PROBLEMS.get(name)
-    return made is _OWN.get(name) or of_package("problems", name)
-
-
-@lru_cache(maxsize=8)
-def _made(factory: Callable[[], Problem]) -> Problem:
-    return factory()
-
-
-def checkpoint(path: Path) -> Problem:
-    """Return the network of a checkpoint, with the head that lies beside it as ``NAME-head.safetensors``.
-
-    Raises
-    ------
-    problems.images.checkpoints.CheckpointError
-        If a file cannot be used.
-    """
-    head = path.with_name(f"{path.stem}-head.safetensors")
-    return load(path, head if head.exists() else None)[0]
+    if made is not None:
+        return name if made is _OWN.get(name) or of_package("problems", name) else ""
+    where, colon, factory = name.rpartition(":")
+    if Path(name).exists():
+        return str(Path(name).resolve())
+    return f"{Path(where).resolve()}:{factory}" if colon and where.endswith(".py") else name
 
 
 def latents(problem: Problem, samples: int, seed: int) -> Tensor:

@@ -9,7 +9,6 @@ without the prefix, each a dictionary by name.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,10 +19,10 @@ from typing import Any, NamedTuple
 
 from problems import Model
 from problems.console import UsageError
+from problems.scripts import module_of, text, told
 
 PREFIX = "genie_bench."
-FILE = "genie_bench_plugin_"
-"""How the modules of files are called."""
+"""What precedes the names of groups of entry points."""
 
 
 class Group(NamedTuple):
@@ -118,40 +117,26 @@ def add(group: str, name: str, value: Any) -> None:
 def from_file(path: Path) -> None:
     """Add what a file lists in its ``GENIE_BENCH``; a file that has changed replaces what it added before.
 
-    It can import modules that lie beside it.
-
     Raises
     ------
     UsageError
         If it cannot be used; the message says why.
     """
     file = path.resolve()
-    try:
-        text = file.read_bytes()
-    except OSError:
-        raise UsageError(f"--plugin {path}: there is no such file") from None
     known = _FILES.get(file)
-    if known is not None and known.text == text:
+    content = text(path, "--plugin ")
+    if known is not None and known.text == content:
         return
     _forget(file)
-    spec = importlib.util.spec_from_file_location(FILE + file.stem, file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--plugin {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    _FILES[file] = Loaded(text, [])
+    module = module_of(path, "--plugin ")
+    _FILES[file] = Loaded(content, [])
     try:
-        exec(compile(text, str(file), "exec"), module.__dict__)
         for group, name, value in _listed(module):
             add(group, name, value)
             _FILES[file].added.append((group, name))
     except (Exception, SystemExit) as error:
         _forget(file)
-        del sys.modules[module.__name__]
         raise UsageError(f"--plugin {path} cannot be used: {_told(error, file)}") from error
-    _travels(module)
 
 
 def _listed(module: ModuleType) -> list[tuple[str, str, Any]]:
@@ -170,23 +155,10 @@ def _forget(file: Path) -> None:
 
 
 def _told(error: BaseException, file: Path | None = None) -> str:
-    """Return what went wrong, in one line; of a mistake in a file also the line number."""
-    words = (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return what went wrong, in one line: the bare sentence of an error of this module."""
     if isinstance(error, ValueError) and traceback.extract_tb(error.__traceback__)[-1].filename == __file__:
-        return words
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
-    ]
-    return f"{type(error).__name__}: {words}" + (f" (line {lines[-1]})" if lines else "")
-
-
-def _travels(module: ModuleType) -> None:
-    """Let workers have the module, which they cannot import, by value."""
-    try:
-        import cloudpickle
-    except ImportError:  # then there are no workers either
-        return
-    cloudpickle.register_pickle_by_value(module)
+        return str(error)
+    return told(error, file)
 
 
 def files_in(argv: Sequence[str]) -> list[Path]:

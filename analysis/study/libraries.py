@@ -35,6 +35,8 @@ def library(module: str) -> str | None:
 def _library(top: str) -> str | None:
     if top in sys.builtin_module_names or top in sys.stdlib_module_names:
         return "Python"
+    if top == "pybind11_builtins":  # what pybind11 adds to the classes of a library, which is noted with them
+        return top
     if top in SCRIPTS:
         return None
     found = _distribution(top)

@@ -39,7 +39,7 @@ MISTAKES = {
     "lte --solvers genius": "unknown solver 'genius'; choose from genie",
     "lte --solvers genie": "has no distilled head",
     "overhead --problem toy": "is no network; choose one, such as --problem digits",
-    "gte --problem nowhere.safetensors": "nowhere.safetensors is missing",
+    "gte --problem nowhere.safetensors": "there is no file or folder nowhere.safetensors",
     "lte --solvers rk45": "no single deterministic step",
     "lte --solvers euler-maruyama": "no single deterministic step",
     "lte --problem imagenet": "unknown problem 'imagenet'; choose from toy",

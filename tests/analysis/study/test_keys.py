@@ -352,6 +352,38 @@ def test_every_function_that_an_experiment_executes_is_in_the_fingerprint(line, 
     assert tracing.missed == {}
 
 
+MINE = """
+import torch
+from torch import nn
+
+from problems import Network, Table
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer = nn.LayerNorm(3), nn.Linear(3, 2)
+        self.layer.weight.data = torch.arange(6.0).view(2, 3) / 6.0
+
+    def forward(self, x, time):
+        return nn.functional.gelu(self.layer(self.norm(torch.cat([x, time[:, None] / 1000.0], 1)))).softmax(1)
+
+
+def make():
+    return Network(Net(), Table(Table.linear().betas, 600.0, 400.0), (2,), predicts="v")
+"""
+
+
+def test_every_function_that_a_network_of_ones_own_executes_is_in_the_fingerprint(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    line = f"gte --problem {tmp_path}/mine.py:make --samples 2 --nfe 4 --solvers ddim ttm2 ttm3"
+    tracing = trace_of(line, tmp_path, monkeypatch)
+    executed = " ".join(code.co_qualname for code in tracing.executed)
+    assert "softmax" in executed
+    assert "_gelu_bend" in executed
+    assert tracing.missed == {}
+
+
 def test_every_function_that_a_method_executes_is_in_the_fingerprint(tmp_path):
     """Every method of every family, each at its own form, on problems that it can solve."""
     tracing = Tracing()
@@ -573,3 +605,16 @@ def test_attributes_of_a_class_count_where_they_are_named(monkeypatch):
     assert key_of(end_point, end_of("ddim", method=Method(Mine(1)))) == before
     monkeypatch.setattr(Mine, "gain", 2.0)
     assert key_of(end_point, end_of("ddim", method=Method(Mine(1)))) != before
+
+
+def test_operators_of_torch_have_keys_that_their_use_does_not_move():
+    """What an operator remembers of its calls would make the key of a network differ between processes."""
+    rules = {torch.ops.aten.silu.default: 1.0, torch.ops.aten.glu: 2.0}
+    before = Keys().value(rules)[0]
+    torch.ops.aten.silu.default(torch.ones(3))
+    torch.ops.aten.silu.default._new_cache = 3
+    try:
+        assert Keys().value(rules)[0] == before
+    finally:
+        del torch.ops.aten.silu.default._new_cache
+    assert Keys().value({torch.ops.aten.silu.default: 1.0, torch.ops.aten.elu: 2.0})[0] != before
