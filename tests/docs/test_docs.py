@@ -149,6 +149,14 @@ def added() -> dict[str, set[str]]:
     return names
 
 
+def shown(problem: str) -> bool:
+    """Return whether a problem is a checkpoint, or a function or folder that a block of a page makes."""
+    file, colon, function = problem.partition(":")
+    if colon:
+        return file in CREATED and f"def {function}()" in CREATED[file].code
+    return problem.endswith(".safetensors") or any(f'save_pretrained("{problem}")' in b.code for b in BLOCKS)
+
+
 def parser_of(name: str, folder: Path) -> ArgumentParser:
     if f"analysis/{name}.py" in CREATED:
         return parser(execute(CREATED[f"analysis/{name}.py"], folder, name=name)["EXPERIMENT"])
@@ -169,7 +177,7 @@ def test_commands_parse_and_their_names_exist(page, name, words, tmp_path, capsy
         return
     args, new = command.parse_args(words), added()
     problem = getattr(args, "problem", None)
-    assert problem is None or problem.endswith(".safetensors") or {problem} <= {*PROBLEMS, *new["problems"]}
+    assert problem is None or shown(problem) or problem in {*PROBLEMS, *new["problems"]}
     assert set(getattr(args, "solvers", None) or ()) <= {*METHODS, *new["methods"]}
     assert set(getattr(args, "forms", None) or ()) <= {*FLOWS, *new["forms"]}
     grids = {grid for grid in getattr(args, "grids", None) or () if "," not in grid}
