@@ -109,14 +109,6 @@ def cluster_address():
         yield cluster.scheduler_address
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Give the tests that need the cluster to one worker of pytest-xdist, so that it is started once."""
-    for item in items:
-        if "cluster_address" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-
-
 SAVE = plots.save
 
 

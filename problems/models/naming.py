@@ -14,7 +14,6 @@ from problems.network import Network
 from problems.score import Problem
 from problems.scripts import module_of
 
-
 SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".ckpt")
 """A name that ends so is meant as a file."""
 
