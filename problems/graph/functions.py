@@ -200,17 +200,22 @@ def softmax(call: Call) -> Push:
 def group_norm(call: Call) -> Push:
     """Normalisation over groups of channels; the affine part is fixed."""
     _, weight, bias, n, channels, size, groups, eps = call.args
+    _only_states_move(call)
     return _normalised(weight, bias, n, channels, size, groups, eps)
+
+
+def _only_states_move(call: Call) -> None:
+    if call.moving != [call.args[0]]:
+        raise NoRuleError(call.target, "with weights that move")
 
 
 def instance_norm(call: Call) -> Push:
     """Batch normalisation: an affine map in evaluation, a normalisation of each channel in training."""
-    x, weight, bias, mean, variance, *rest = call.args
+    _, weight, bias, mean, variance, *rest = call.args
     eps = rest[-1]
+    _only_states_move(call)
     if len(rest) == 2 or not rest[0]:
         return _fixed_norm(weight, bias, mean, variance, eps)
-    if not isinstance(x, Node):
-        raise NoRuleError(call.target, "with weights that move")
     pushes: list[Push] = []
 
     def push(x: Tensor) -> tuple[Any, ...]:
@@ -268,6 +273,7 @@ def _normalised(weight: Any, bias: Any, n: int, channels: int, size: int, groups
 def layer_norm(call: Call) -> Push:
     """Normalisation over the last axes; the affine part is fixed."""
     _, shape, weight, bias, eps = call.args
+    _only_states_move(call)
     memory = Normaliser(1)
     axes = len(shape)
 

@@ -238,6 +238,7 @@ REFUSED = {
     "a fourier transform": (lambda x: torch.fft.rfft(x).real, "aten._fft_r2c"),
     "rounding": (lambda x: x.round() * x, "aten.round"),
     "sorting": (lambda x: x.sort().values, "aten.sort"),
+    "a scale that moves": (lambda x: F.group_norm(x, 1, x[0, :, 0, 0]), "aten.native_group_norm"),
     "weights that move": (lambda x: F.conv2d(x, x[:, :, :3, :3]), "aten.convolution"),
 }
 
