@@ -54,7 +54,10 @@ class Call:
         self.target: Any = node.target
         self.dtype = dtype
         self.moving = [parent for parent in node.all_input_nodes if parent not in known]
-        look = lambda parent: known.get(parent, parent)  # noqa: E731
+
+        def look(parent: Node) -> Any:
+            return known.get(parent, parent)
+
         self.args: tuple[Any, ...] = map_arg(node.args, look)
         self.kwargs: dict[str, Any] = map_arg(node.kwargs, look)
         self._first = self.moving == [*self.args[:1]] and not any(

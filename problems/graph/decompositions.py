@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from problems.graph.calls import NoRuleError
+
 aten = torch.ops.aten
 
 STANDARD = [
@@ -40,8 +42,8 @@ STANDARD = [
 """Those that torch itself can decompose."""
 
 
-def _variance(x: Tensor, dim: Sequence[int] | None = None, *, correction: float = 1.0, keepdim: bool = False):  # type: ignore[no-untyped-def]
-    return _mean_and_variance(x, dim, correction=correction, keepdim=keepdim)[0]
+def _variance(x: Tensor, dim: Sequence[int] | None = None, **options: Any) -> Tensor:
+    return _mean_and_variance(x, dim, **options)[0]
 
 
 def _mean_and_variance(
@@ -90,7 +92,7 @@ def _vector_norm(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     if ord != 2:
-        raise NotImplementedError(f"a vector norm of order {ord}")
+        raise NoRuleError(aten.linalg_vector_norm.default, f"of order {ord}")
     axes = list(range(x.ndim)) if dim is None else list(dim)
     return (x * x).sum(axes, keepdim=keepdim).sqrt()
 

@@ -10,7 +10,7 @@ Functions of one variable, normalisations and the softmax are in ``functions``.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,61 +43,49 @@ def cast(call: Call) -> Push:
 def affine(*biases: int) -> Callable[[Call], Push]:
     """Linear but for arguments, by their places, that count for coefficient 0 only."""
 
-    def rule(call: Call) -> Push:
-        first = True
+    def zeroed(call: Call) -> list[Any]:
+        args = list(call.args)
+        for place in biases:
+            if place < len(args) and not call.moves(place):
+                args[place] = _zero(args[place])
+        return args
 
-        def push(*coefficients: Any) -> Any:
-            nonlocal first
-            value = call.value(*coefficients)
-            if first:
-                first = False
-                args = list(call.args)
-                for place in biases:
-                    if place < len(args) and not call.moves(place):
-                        args[place] = _zero(args[place])
-                call.args = tuple(args)
-            return value
-
-        return push
-
-    return rule
+    return lambda call: _twofold(call, zeroed)
 
 
 def _zero(value: Any) -> Any:
     return torch.zeros_like(value) if isinstance(value, Tensor) else None if value is None else 0.0
 
 
+def _twofold(call: Call, later: Callable[[Call], Sequence[Any]]) -> Push:
+    """Map coefficient 0 by the call, and all others by the call with other arguments."""
+    first = True
+
+    def push(*coefficients: Any) -> Any:
+        nonlocal first
+        value = call.value(*coefficients)
+        if first:
+            first, call.args = False, tuple(later(call))
+        return value
+
+    return push
+
+
 def convolution(call: Call) -> Push:
     """Convolve with fixed weights; the bias counts for coefficient 0 only."""
     if len(call.moving) != 1 or not call.moves(0):
         raise NoRuleError(call.target, "with weights that move")
-    first = True
-
-    def push(x: Tensor) -> Any:
-        nonlocal first
-        value = call.value(x)
-        if first:
-            first = False
-            call.args = (call.args[0], call.args[1], None, *call.args[3:])
-        return value
-
-    return push
+    return _twofold(call, lambda call: [*call.args[:2], None, *call.args[3:]])
 
 
 def joined(call: Call) -> Push:
     """Concatenate; parts that stay as they are count for coefficient 0 only."""
-    first = True
 
-    def push(*coefficients: Tensor) -> Any:
-        nonlocal first
-        value = call.value(*coefficients)
-        if first:
-            first = False
-            parts = [p if isinstance(p, Node) else torch.zeros_like(p) for p in call.args[0]]
-            call.args = (parts, *call.args[1:])
-        return value
+    def zeroed(call: Call) -> list[Any]:
+        parts = [p if isinstance(p, Node) else torch.zeros_like(p) for p in call.args[0]]
+        return [parts, *call.args[1:]]
 
-    return push
+    return _twofold(call, zeroed)
 
 
 def sums(call: Call) -> Push:

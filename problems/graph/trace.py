@@ -167,7 +167,7 @@ def _recorded(function: Callable[..., Tensor], inputs: list[Tensor]) -> GraphMod
         inputs = [x.clone() for x in inputs]
         try:
             recorded = _pure(function, table, inputs)
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             words = (str(error).splitlines() or [type(error).__name__])[0]
             raise NoGraphError(f"the graph of the network cannot be recorded ({words})") from error
         if any(_in_place(node) for node in recorded.graph.nodes):

@@ -97,8 +97,8 @@ class AnyHead(nn.Module):
         self.blocks = nn.ModuleList(Block(channels, channels, width) for _ in range(config.blocks))
         self.norm, self.act = GroupNorm(8, channels), SiLU()
         self.out = Conv(channels, self._parameterisation.outputs * config.colours)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        for weights in self.out.parameters():
+            nn.init.zeros_(weights)
 
     def forward(self, xbar: Tensor, gamma: Scalar, eps: Tensor, *heard: Tensor) -> Tensor:
         """Return dε/dγ along the flow, (N, colours, H, W).

@@ -17,6 +17,7 @@ from torch import Tensor
 from problems.images.checkpoints import CheckpointError
 from problems.labelled import Labels
 from problems.models.adm_network import Options, UNet
+from problems.models.options import among, flag, numbers, whole
 from problems.models.times import Affine
 from problems.models.weights import fitted, refusing
 from problems.network import Network
@@ -101,17 +102,17 @@ def read(
         raise CheckpointError(f"{path} is a network of guided-diffusion, which has no head; leave it out")
     flags = Flags(path, config or {})
     options = _options(path, content, flags)
-    steps, size = flags.integer("diffusion_steps"), flags.integer("image_size")
+    steps, size = flags.get("diffusion_steps", whole), flags.get("image_size", whole)
     with refusing(f"{path} has flags of which no network can be made"):
         make = functools.partial(UNet, options)
         network = fitted(make, content, path, "check the flags in its configuration")
-        schedule = flags.choice("noise_schedule", _SCHEDULES)(steps)
+        schedule = flags.get("noise_schedule", among(_SCHEDULES))(steps)
     return Network(
         network,
         schedule,
         (options.inputs, size, size),
-        predicts="x0" if flags.truth("predict_xstart") else "eps",
-        time=Affine(1000.0 / steps) if flags.truth("rescale_timesteps") else None,
+        predicts="x0" if flags.get("predict_xstart", flag) else "eps",
+        time=Affine(1000.0 / steps) if flags.get("rescale_timesteps", flag) else None,
         classes=options.classes,
         labels=labels,
     )
@@ -123,6 +124,16 @@ def linear(steps: int) -> Table:
 
 
 _SCHEDULES: dict[str, Callable[[int], Table]] = {"linear": linear, "cosine": Table.cosine}
+
+
+def typed(value: Any) -> tuple[float, ...]:
+    """Return positive numbers, from a list or, as in the scripts, from words with commas between them."""
+    if isinstance(value, str):
+        try:
+            value = [float(word) for word in value.split(",")]
+        except ValueError:
+            value = None
+    return numbers(value)
 
 
 class Flags:
@@ -169,37 +180,12 @@ class Flags:
     def _wrong(self, name: str, wanted: str) -> CheckpointError:
         return CheckpointError(f"{self._path} has the {name} {self._values[name]!r}; it must be {wanted}")
 
-    def integer(self, name: str) -> int:
-        """Return a positive integer."""
-        value = self._values[name]
-        if type(value) is not int or value < 1:
-            raise self._wrong(name, "a positive integer")
-        return value
-
-    def truth(self, name: str) -> bool:
-        """Return true or false."""
-        value = self._values[name]
-        if type(value) is not bool:
-            raise self._wrong(name, "true or false")
-        return value
-
-    def numbers(self, name: str) -> tuple[float, ...]:
-        """Return positive numbers, written as a list or, as in the scripts, with commas between them."""
-        value = self._values[name]
+    def get(self, name: str, kind: Callable[[Any], V]) -> V:
+        """Return a flag, checked and converted by ``kind``; see ``options``."""
         try:
-            numbers = tuple(float(n) for n in (value.split(",") if isinstance(value, str) else value))
-        except (TypeError, ValueError):
-            numbers = ()
-        if not numbers or min(numbers) <= 0.0:
-            raise self._wrong(name, "a list of positive numbers")
-        return numbers
-
-    def choice(self, name: str, choices: Mapping[str, V]) -> V:
-        """Return what one of several words stands for."""
-        value = self._values[name]
-        if not isinstance(value, str) or value not in choices:
-            raise self._wrong(name, " or ".join(choices))
-        return choices[value]
+            return kind(self._values[name])
+        except ValueError as error:
+            raise self._wrong(name, str(error)) from None
 
     def agree(self, name: str, found: int) -> None:
         """Check a flag, if it is set, against what the file says."""
@@ -224,23 +210,23 @@ def _options(path: Path, content: Mapping[str, Tensor], flags: Flags) -> Options
     flags.agree("num_channels", channels)
     flags.agree("class_cond", classes > 0)
     flags.agree("learn_sigma", outputs == 6)
-    size = flags.integer("image_size")
+    size = flags.get("image_size", whole)
     if "channel_mult" not in flags and size not in _MULTIPLIERS:
         raise CheckpointError(f"{path} does not say its channel_mult, which only some sizes of images imply")
-    heads = flags.integer("num_heads") if "num_heads" in flags else 1
+    heads = flags.get("num_heads", whole) if "num_heads" in flags else 1
     return Options(
         channels=channels,
-        multipliers=flags.numbers("channel_mult") if "channel_mult" in flags else _MULTIPLIERS[size],
-        blocks=flags.integer("num_res_blocks"),
-        attention=tuple(int(size // n) for n in flags.numbers("attention_resolutions")),
+        multipliers=flags.get("channel_mult", typed) if "channel_mult" in flags else _MULTIPLIERS[size],
+        blocks=flags.get("num_res_blocks", whole),
+        attention=tuple(int(size // n) for n in flags.get("attention_resolutions", typed)),
         heads=heads,
-        up_heads=flags.integer("num_heads_upsample") if "num_heads_upsample" in flags else heads,
-        head_channels=flags.integer("num_head_channels") if "num_head_channels" in flags else None,
+        up_heads=flags.get("num_heads_upsample", whole) if "num_heads_upsample" in flags else heads,
+        head_channels=flags.get("num_head_channels", whole) if "num_head_channels" in flags else None,
         inputs=inputs,
         outputs=outputs,
         classes=classes,
-        scale_shift=flags.truth("use_scale_shift_norm"),
-        block_resampling=flags.truth("resblock_updown"),
-        conv_resampling=flags.truth("conv_resample"),
-        interleaved=not flags.truth("use_new_attention_order"),
+        scale_shift=flags.get("use_scale_shift_norm", flag),
+        block_resampling=flags.get("resblock_updown", flag),
+        conv_resampling=flags.get("conv_resample", flag),
+        interleaved=not flags.get("use_new_attention_order", flag),
     )

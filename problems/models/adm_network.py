@@ -228,10 +228,13 @@ class InterleavedAttention(Attention):
         return qkv.reshape(len(qkv), self.heads, 3, -1, qkv.shape[2]).unbind(2)
 
 
-class Stage(nn.Sequential):
+class Stage(nn.ModuleList):
     """Layers one after the other, of which the residual blocks are told the time."""
 
-    def forward(self, x: Tensor, features: Tensor) -> Tensor:  # type: ignore[override]
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(layers)
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """Map images, given the features of the time."""
         for layer in self:
             x = layer(x, features) if isinstance(layer, Residual) else layer(x)

@@ -101,9 +101,10 @@ class Down(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H/2, W/2); the embedding has no influence."""
         if self.padded:
-            return self.Conv_0(functional.pad(x, (0, 1, 0, 1)))  # type: ignore[no-any-return]
-        result: Tensor = self.Conv2d_0(x) if self.resample is None else self.resample(x)
-        return result
+            h: Tensor = self.Conv_0(functional.pad(x, (0, 1, 0, 1)))
+        else:
+            h = self.Conv2d_0(x) if self.resample is None else self.resample(x)
+        return h
 
 
 class Up(nn.Module):

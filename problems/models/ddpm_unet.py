@@ -135,7 +135,8 @@ class Embedding(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         """Map times (N,) to (N, 4 width)."""
         h: Tensor = self.dense[0](sinusoid(time, self.width))
-        return self.dense[1](functional.silu(h))  # type: ignore[no-any-return]
+        embedding: Tensor = self.dense[1](functional.silu(h))
+        return embedding
 
 
 class Stage(nn.Module):
@@ -175,7 +176,9 @@ class Middle(nn.Module):
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """Return features of the same shape."""
-        return self.block_2(self.attn_1(self.block_1(h, embedding)), embedding)  # type: ignore[no-any-return]
+        seen: Tensor = self.attn_1(self.block_1(h, embedding))
+        result: Tensor = self.block_2(seen, embedding)
+        return result
 
 
 class UNet(nn.Module):
@@ -245,4 +248,5 @@ class UNet(nn.Module):
                 h = stage.apply_block(i, torch.cat([h, skips.pop()], dim=1), embedding)
             if level > 0:
                 h = stage.upsample(h)
-        return self.conv_out(functional.silu(self.norm_out(h)))  # type: ignore[no-any-return]
+        output: Tensor = self.conv_out(functional.silu(self.norm_out(h)))
+        return output

@@ -6,7 +6,6 @@ from a ``.bin`` without executing anything in it. Code in a folder is never run.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from problems.images.checkpoints import CheckpointError
 from problems.images.checkpoints import read as read_safetensors
 from problems.labelled import Labels
+from problems.models.opening import json_object, opened
 from problems.models.times import Affine, LogNoise
 from problems.network import Network
 from problems.prediction import Denoiser, Prediction
@@ -141,7 +141,7 @@ def read(
     if head is not None:
         raise CheckpointError(f"{path} is a folder of diffusers, for which no head of GENIE is read")
     where = _network_folder(path)
-    about = _json(where / "config.json")
+    about = json_object(where / "config.json")
     trained = _trained(path, where, about, config)
     module, classes, no_class = _module(path, where, about)
     size, channels = about.get("sample_size"), about.get("in_channels")
@@ -168,16 +168,6 @@ def _network_folder(path: Path) -> Path:
         if (path / part / "config.json").is_file():
             return path / part
     raise CheckpointError(f"{path} has no network in the folders {' or '.join(PARTS)}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise CheckpointError(f"{path} is no whole JSON file; fetch or write it again") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is no JSON object")
-    return values
 
 
 # --- the network
@@ -244,8 +234,6 @@ def _filled(network: nn.Module, where: Path) -> None:
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:
-    from problems.models.opening import opened
-
     content = opened(file)
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
         raise CheckpointError(f"{file} is no dictionary of tensors")
@@ -278,7 +266,7 @@ def _trained(path: Path, where: Path, about: Mapping[str, Any], config: Mapping[
     if config is not None:
         return _scheduled(config, "the configuration of the scheduler")
     if file is not None:
-        return _scheduled(_json(file), str(file))
+        return _scheduled(json_object(file), str(file))
     warnings.warn(
         f"{path} has no scheduler; taken is the table of Ho et al. (2020), 1000 nodes with linear beta from "
         "0.0001 to 0.02, and a network that predicts eps; put scheduler_config.json into it for another",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ from problems.images import any_head, score
 from problems.images.checkpoints import CheckpointError
 from problems.labelled import Labels
 from problems.models import adm, diffusers_folder, edm, genie, score_sde
-from problems.models.opening import opened
+from problems.models.opening import json_object, opened
 from problems.network import Network
 from problems.score import Problem
 
@@ -132,10 +131,4 @@ def _configuration(path: Path, config: Mapping[str, Any] | Path | str | None) ->
         if config is not None:
             raise CheckpointError(f"there is no file {file}")
         return None
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise CheckpointError(f"{file} is no whole JSON file; write it again") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is no JSON object")
-    return values
+    return json_object(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -100,7 +101,7 @@ class ConvDown(_FilteredConv):
         return h if self.bias is None else h + self.bias[:, None, None]
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """Two convolutions between which the time enters, a way around them, and maybe attention.
 
     Parameters
@@ -139,9 +140,9 @@ class Block(nn.Module):
             self.qkv = nn.Conv2d(outputs, 3 * outputs, 1)
             self.proj = nn.Conv2d(outputs, outputs, 1)
 
+    @abstractmethod
     def informed(self, h: Tensor, told: Tensor) -> Tensor:
         """Return the normalised features into which what the time tells has entered."""
-        raise NotImplementedError
 
     def attended(self, x: Tensor) -> Tensor:
         """Return the values at all pixels, averaged with weights softmax(q·k/√(C/heads)).

@@ -8,6 +8,7 @@ from 0; the number of classes itself stands for "no class".
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class Fourier(nn.Module):
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
-class UNet(nn.Module):
+class UNet(nn.Module, ABC):
     """What the two networks have in common: a way down with blocks, a way up with as many and one more.
 
     Parameters
@@ -100,44 +101,44 @@ class UNet(nn.Module):
                 self.dec[f"{size}x{size}_block{i}"] = self.block(inputs, width, heads)
             self.add_exit(size, width)
 
+    @abstractmethod
     def block(self, inputs: int, outputs: int, heads: int = 0) -> Block:
         """Return a block that keeps the resolution, with attention if it has heads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def down(self, width: int) -> Block:
         """Return a block that halves height and width."""
-        raise NotImplementedError
 
+    @abstractmethod
     def up(self, width: int) -> Block:
         """Return a block that doubles height and width."""
-        raise NotImplementedError
 
+    @abstractmethod
     def heads(self, width: int) -> int:
         """Return the heads of an attention at this number of channels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attends_up(self, size: int, i: int) -> bool:
         """Return whether block i on the way up has attention."""
-        raise NotImplementedError
 
     def add_entrance(self, size: int, width: int) -> None:
         """Add the layers by which the image enters at a lower resolution."""
 
+    @abstractmethod
     def add_exit(self, size: int, width: int) -> None:
         """Add the layers by which the output leaves at a resolution."""
-        raise NotImplementedError
 
     def entered(self, size: int, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return features into which the image has entered, and the image for the next resolution."""
         return x, image
 
+    @abstractmethod
     def left(self, size: int, x: Tensor, output: Tensor | None) -> Tensor | None:
         """Return the output up to a resolution, given that of lower ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def features(self, time: Tensor, labels: Tensor | None) -> Tensor:
         """Return the features of times (N,) and classes (N,)."""
-        raise NotImplementedError
 
     def one_hot(self, labels: Tensor | None, time: Tensor) -> Tensor:
         """Return a 1 in the place of each class, shape (N, classes); only zeros for "no class"."""

@@ -95,4 +95,5 @@ class Head(nn.Module):
             h = next(layers)(h, embedding)
         h = next(layers)(h)
         first, second, third = next(layers)(functional.silu(h)).chunk(3, dim=1)
-        return (-first + (second * gamma * gamma + third) / square) / gamma  # type: ignore[no-any-return]
+        slope: Tensor = (-first + (second * gamma * gamma + third) / square) / gamma
+        return slope

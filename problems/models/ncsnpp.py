@@ -30,7 +30,7 @@ from problems.models.layers import (
 
 
 class Pyramid(Enum):
-    """How the image at every resolution is handed in at the begin, or gathered at the end."""
+    """How images of lower resolution enter on the way down, or how the output is gathered on the way up."""
 
     NONE = "none"
     SKIP = "skip"
@@ -204,7 +204,8 @@ class NCSNpp(nn.Module):
         if not config.conditional:
             return None
         hidden: Tensor = next(layers)(features)
-        return next(layers)(functional.silu(hidden))  # type: ignore[no-any-return]
+        embedding: Tensor = next(layers)(functional.silu(hidden))
+        return embedding
 
     def _descend(
         self, layers: Iterator[Any], x: Tensor, embedding: Tensor | None
@@ -254,7 +255,8 @@ class NCSNpp(nn.Module):
         if config.output_pyramid is Pyramid.SKIP and image is not None:
             return image
         h = next(layers)(h)
-        return next(layers)(functional.silu(h))  # type: ignore[no-any-return]
+        output: Tensor = next(layers)(functional.silu(h))
+        return output
 
     def _sum(self, a: Tensor, b: Tensor) -> Tensor:
         return (a + b) / SQRT2 if self.config.rescale else a + b

@@ -6,6 +6,7 @@ format, safetensors, and the pickles of EDM.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,20 @@ def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return list(value) if isinstance(value, list | tuple | set) else []
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read, is damaged, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise CheckpointError(f"{path} is no whole JSON file; fetch or write it again") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is no JSON object")
+    return values

@@ -236,6 +236,7 @@ def test_casts_to_a_lower_precision_only_round():
 REFUSED = {
     "a table of the time": (lambda x: torch.arange(9.0)[x.abs().long().clamp(0, 8)], "aten._to_copy"),
     "a fourier transform": (lambda x: torch.fft.rfft(x).real, "aten._fft_r2c"),
+    "a norm of order 1": (lambda x: x.norm(p=1, dim=-1), r"aten.linalg_vector_norm.default of order 1"),
     "rounding": (lambda x: x.round() * x, "aten.round"),
     "sorting": (lambda x: x.sort().values, "aten.sort"),
     "a scale that moves": (lambda x: F.group_norm(x, 1, x[0, :, 0, 0]), "aten.native_group_norm"),
