@@ -33,6 +33,8 @@ def found(name: str) -> Problem | None:
         If it cannot be used, with a sentence for the user.
     """
     path = Path(name)
+    if path.suffix == ".py":
+        raise UsageError(f"{name} is a Python file; type {name}:FUNCTION, one that returns a problem")
     if path.exists():
         return _loaded(path.resolve(), _state(path))
     if not _is_function(name):

@@ -101,6 +101,7 @@ def test_other_processes_are_told_the_whole_path(file, tmp_path):
 
 STRANGE = {
     "nowhere": "unknown problem 'nowhere'",
+    "mine.py": "type mine.py:FUNCTION",
     "mine.py:nowhere": "no function 'nowhere'",
     "mine.py:NOTHING": "no function 'NOTHING'",
     "mine.py:number": "returns a int, not a Problem",
