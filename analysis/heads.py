@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
+from torch import nn
 
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
@@ -35,8 +36,9 @@ from analysis.study.cells import Cell, Study
 from problems import Network
 from problems.console import Parser, UsageError, positive
 from problems.images import checkpoints
-from problems.images.head import Head
+from problems.images.any_head import attached
 from problems.images.score import Learned, load, weights
+from problems.models.naming import head_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Contender:
 
     label: str
     method: str
-    head: Head | None = None
+    head: nn.Module | None = None
     seed: int = 0
 
 
@@ -86,7 +88,7 @@ def head_errors(
     Parameters
     ----------
     problem
-        The network: its name, the path of its checkpoint, or a case made of either.
+        The network: anything that ``--problem`` takes, or a case made of it.
     heads
         Checkpoints of its heads, the standard one first; by default the one beside the network.
     nfe
@@ -106,18 +108,14 @@ def head_errors(
     Raises
     ------
     ValueError
-        If the problem is no network of a checkpoint, or a head cannot be used or belongs to another network.
+        If the problem is no network, or a head cannot be used or belongs to another network.
     """
     case, study = case_of(problem), study or Study()
     (grid,) = chosen_grids([grid])
-    if isinstance(case.problem, Network):
-        raise ValueError(
-            f"{case.name} is a network of another make, of which no heads are compared here; distil one by "
-            f"python -m problems.images.distill --network {case.name}, and type genie among --solvers of gte"
-        )
-    if not isinstance(case.problem, Learned):
+    if not isinstance(case.problem, Learned | Network):
         raise ValueError(f"{case.name} is no network; choose one, such as --problem digits")
-    found, bare, budgets = contenders(case.name, heads), without_head(case), list(dict.fromkeys(nfe))
+    found, bare = contenders(case.problem, case.name, heads), without_head(case)
+    budgets = list(dict.fromkeys(nfe))
     features = classifier(case.problem)
     plan = [(contender, n) for contender in found for n in budgets]
     about = {id(c): {**case.config, "head": c.label, "head_seed": c.seed} for c in found}
@@ -167,13 +165,15 @@ def measure(session: Session) -> Outcome:
         raise UsageError(str(error)) from error
 
 
-def contenders(network: str, heads: Sequence[str | Path] = ()) -> list[Contender]:
+def contenders(problem: Learned | Network, name: str, heads: Sequence[str | Path] = ()) -> list[Contender]:
     """Return the network without a derivative, with exact ones, and with each head.
 
     Parameters
     ----------
-    network
-        The name of a network of the suite, or the path of a checkpoint.
+    problem
+        The network.
+    name
+        What ``--problem`` calls it.
     heads
         Checkpoints of its heads, the standard one first; by default the one beside the network.
 
@@ -182,17 +182,19 @@ def contenders(network: str, heads: Sequence[str | Path] = ()) -> list[Contender
     ValueError
         If there is no head, or one that cannot be used or belongs to another network.
     """
-    path = Path(network) if network.endswith(".safetensors") else weights(network)
-    beside = path.with_name(f"{path.stem}-head.safetensors")
-    paths = list(dict.fromkeys(map(Path, heads))) or ([beside] if beside.exists() else [])
+    path = Path(name) if name.endswith(".safetensors") else weights(name)
+    kept = path.with_name(f"{path.stem}-head.safetensors")
+    beside = kept if isinstance(problem, Learned) else head_of(name)
+    paths = list(dict.fromkeys(map(Path, heads))) or [p for p in (beside,) if p is not None and p.is_file()]
     if not paths:
         raise ValueError(
-            f"{network} has no head; name some by --heads, from python -m problems.images.distill"
+            f"{name} has no head; distil one by python -m problems.images.distill --network {name}, "
+            "or name some by --heads"
         )
     found = [Contender("none (DDIM)", "ddim"), Contender("exact (TTM-2)", "ttm2")]
     first: Mapping[str, Any] | None = None
     for head in paths:
-        model, _ = load(path, head)
+        model = load(path, head)[0] if isinstance(problem, Learned) else attached(problem, head)
         recipe, seed = described(checkpoints.load(head, "head").card)
         first = first or recipe
         found.append(Contender(difference(recipe, first), "genie", model.head, seed))

@@ -156,7 +156,7 @@ class Network(Labelled):
         return None if self.head is None else DistilledNetwork(self, self.head)
 
     def with_head(self, head: nn.Module | None, tariff: Tariff = Tariff()) -> Network:
-        """Return the same network with a head that was distilled from it."""
+        """Return the same network with a head that was distilled from it, or with none."""
         other = self._copied()
         other.head = None if head is None else frozen(copy.deepcopy(head))
         other._tariff = tariff

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from analysis.measure.case import Case
 from analysis.measure.features import Features
 from analysis.methods import Method
+from problems import Network
 from problems.console import UsageError
-from problems.images.distill import targets
-from problems.images.head import Head
 from problems.images.score import Learned
 from problems.images.training import stratified
 
@@ -23,14 +21,11 @@ PROBES = 1000
 
 def without_head(case: Case) -> Case:
     """Return the same case of a network without its head, which all heads of the network have in common."""
-    problem = copy.copy(case.problem)
-    assert isinstance(problem, Learned)
-    problem.head = None
-    return case.but(problem=problem, typed="")
+    return case.but(problem=_headed(case, None), typed="")
 
 
 def end_by_head(
-    case: Case, method: Method, steps: int, head: Head | None, features: Features | None
+    case: Case, method: Method, steps: int, head: nn.Module | None, features: Features | None
 ) -> dict[str, Any]:
     """Measure how far each trajectory ends from the end of the exact flow of the network.
 
@@ -49,7 +44,7 @@ def end_by_head(
     -------
     Arrays by name: the L2 errors in x, those in features, both (samples,), and the error of the reference.
     """
-    model = None if head is None else _network(case, head).to(case.cast(torch.empty(0)))
+    model = None if head is None else _headed(case, head).to(case.cast(torch.empty(0)))
     x, _ = case.sample(method, steps, model=model)
     exact = case.exact()
     apart = {"error": x - exact.x[-1]}
@@ -59,13 +54,13 @@ def end_by_head(
     return {**arrays, "reference_error": exact.error}
 
 
-def _network(case: Case, head: Head | None) -> Learned:
-    """Return the network of a case with a head."""
-    assert isinstance(case.problem, Learned)
-    return Learned(case.problem.network, head=head)
+def _headed(case: Case, head: Any) -> Learned | Network:
+    """Return the network of a case with a head, or with none."""
+    assert isinstance(case.problem, Learned | Network)
+    return case.problem.with_head(head)
 
 
-def has_data(network: Learned) -> bool:
+def has_data(network: Learned | Network) -> bool:
     """Return whether what a network was trained on is at hand."""
     try:
         network.sample(1, None, torch.Generator().manual_seed(0))
@@ -74,7 +69,7 @@ def has_data(network: Learned) -> bool:
     return True
 
 
-def derivative_error(case: Case, head: Head) -> dict[str, Any]:
+def derivative_error(case: Case, head: nn.Module) -> dict[str, Any]:
     """Measure the relative error of a head's dε/dγ on diffused data, weighted by γ² (Eq. 15).
 
     It is measured in the precision of the head, which is that in which it was trained.
@@ -91,7 +86,7 @@ def derivative_error(case: Case, head: Head) -> dict[str, Any]:
     ``derivative_error``, a number.
     """
     schedule, source = case.problem.schedule, torch.Generator().manual_seed(case.seed)
-    model = _network(case, head).to(next(head.parameters()))
+    model = _headed(case, head).to(next(head.parameters()))
     x0 = case.problem.sample(PROBES, None, source)
     gamma = schedule.gamma(stratified(PROBES, schedule.stop, schedule.start, source))[:, None, None, None]
     xbar = (x0 + gamma * torch.randn(x0.shape, generator=source, dtype=torch.float64)).to(model.dtype)
@@ -99,9 +94,11 @@ def derivative_error(case: Case, head: Head) -> dict[str, Any]:
     apart: list[Tensor] = []
     size: list[Tensor] = []
     with torch.inference_mode():
-        for states, g in zip(torch.split(xbar, case.batch), torch.split(gamma, case.batch), strict=True):
-            eps, slope, expansion = targets(model.network, states, g, model.labels_of(len(states)))
-            said = head(model.network, states, g, eps, expansion.features[0], expansion.embeddings[0])
+        for part, rows in case.split(PROBES, model):
+            assert isinstance(part, Learned | Network)
+            assert part.distilled is not None
+            states, g = xbar[rows], gamma[rows]
+            said, slope = (one.flow_jet(states, g, 2)[1] for one in (part.distilled, part))
             apart.append(g * (said - slope))
             size.append(g * slope)
         return {"derivative_error": float(torch.cat(apart).norm() / torch.cat(size).norm())}

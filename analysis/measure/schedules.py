@@ -23,8 +23,11 @@ from problems import Model
 from solvers import Node
 from solvers.grids import log_snr
 
-SMALL = 1e-6
-"""Size of the error whose growth is measured."""
+SMALL, SMALL_OF_NETWORKS = 1e-6, 1e-2
+"""Size of the error whose growth is measured: large beside the errors of the two solutions compared."""
+
+SETTLED = 0.1
+"""How far two solutions by steps may differ where that growth is measured, in proportion to its size."""
 
 Array = NDArray[np.float64]
 
@@ -46,7 +49,7 @@ def step_costs(case: Case, method: Method, candidates: int) -> dict[str, Any]:
     Parameters
     ----------
     case
-        The trajectories, of an exact problem.
+        The trajectories.
     method
         The method; its grid does not matter.
     candidates
@@ -73,6 +76,7 @@ def _costs(case: Case, method: Method, score: Model, exact: Tensor, times: Seque
     """Return the mean costs over a batch, whose exact states are (len(times), n, *event)."""
     last, samples = len(times) - 1, exact.shape[1]
     eq, solver = method.form.make(score, None), method.solver
+    small, tolerance = (SMALL_OF_NETWORKS, SETTLED * SMALL_OF_NETWORKS) if case.network else (SMALL, None)
     alpha = [score.schedule.alpha(t) for t in times]
     places = [eq.s(t) for t in times]
     states = [eq.enter(state, t) for state, t in zip(exact, times, strict=True)]
@@ -93,10 +97,10 @@ def _costs(case: Case, method: Method, score: Model, exact: Tensor, times: Seque
         growth = torch.ones(samples, dtype=exact.dtype)
         if j < last:
             way = error(j - 1, j).flatten(1)
-            way = SMALL * way / way.norm(dim=1, keepdim=True).clamp(min=1e-300)
+            way = small * way / way.norm(dim=1, keepdim=True).clamp(min=1e-300)
             beside = exact[j] + alpha[j] * way.reshape(exact[j].shape)
-            end = case.way(score, beside, (times[j], times[-1]), None).x[-1]
-            growth = (end - exact[-1]).flatten(1).norm(dim=1) / (alpha[-1] * SMALL)
+            end = case.way(score, beside, (times[j], times[-1]), tolerance).x[-1]
+            growth = (end - exact[-1]).flatten(1).norm(dim=1) / (alpha[-1] * small)
         for i in range(j):
             each = (error(i, j).flatten(1).norm(dim=1) * growth).nan_to_num(nan=size)
             cost[i, j] = each.clamp(max=size).mean()

@@ -89,6 +89,13 @@ class Learned(Labelled):
         """The same ε with its first derivative by the head; None without a head."""
         return None if self.head is None else Distilled(self, self.head)
 
+    def with_head(self, head: Head | None, tariff: Tariff = Tariff()) -> Learned:
+        """Return the same network with a head that was distilled from it, or with none."""
+        other = self._copied()
+        other.head = None if head is None else frozen(copy.deepcopy(head))
+        other._tariff = tariff
+        return other
+
     def to(self, like: Tensor) -> Learned:
         """Return the model in the dtype and on the device of a tensor."""
         other = copy.copy(self)

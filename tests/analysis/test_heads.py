@@ -120,7 +120,8 @@ def test_one_head_by_the_function_is_one_seed(table, folder, out, written):
 
 def test_an_end_by_a_head_travels_and_is_kept_by_its_weights(folder):
     case = without_head(Case(folder / "net.safetensors", 2))
-    first, second = (c.head for c in heads.contenders(str(folder / "net.safetensors"), paths(folder))[2:4])
+    found = heads.contenders(case.problem, str(folder / "net.safetensors"), paths(folder))
+    first, second = (c.head for c in found[2:4])
     usual = {"case": case, "method": METHODS["genie"], "steps": 2, "features": None}
     keys = [Keys().key(end_by_head, {**usual, "head": head}) for head in (first, second)]
     assert keys[0] != keys[1]

@@ -16,7 +16,7 @@ from analysis.measure.schedules import best_paths, mesh, step_costs
 from analysis.methods import GRIDS, METHODS, Grid, grid_of, striding
 from analysis.methods.grids import in_power
 from analysis.study.keys import Keys
-from problems import VP, Gaussian
+from problems import VP, Gaussian, Network
 
 F64 = torch.float64
 
@@ -55,23 +55,44 @@ def test_programming_spreads_what_costs_its_square():
     assert best_paths((place[:, None] - place) ** 2.0, 4)[3] == [0, 3, 6, 9, 12]
 
 
-def test_one_step_costs_its_error_where_it_ends():
+def exact_eps(x, gamma):
+    """ε of the same Gaussian, which a network would be."""
+    gamma = gamma[:, None]
+    return gamma * (x * (1.0 + gamma**2) ** 0.5 - MEAN) / (0.25 + gamma**2)
+
+
+MEAN = torch.tensor([0.3, -0.2], dtype=F64)
+
+
+def as_network():
+    about = {"data_std": 0.5, "time": VP().gamma}
+    return Network(exact_eps, VP(), (2,), **about).to(MEAN)
+
+
+@pytest.mark.parametrize(
+    ("solved", "steps"), [(lambda: Gaussian(MEAN, 0.5), 6), (as_network, 2)], ids=["exact", "network"]
+)
+def test_one_step_costs_its_error_where_it_ends(solved, steps):
     """A Gaussian, closed form: Euler's step in x̄ from γ₀ to γ₁, and the flow's growth from there on."""
-    case = Case(Gaussian(torch.tensor([0.3, -0.2], dtype=F64), 0.5), 20)
-    problem, x, times = case.problem, case.latents, mesh(case, 6)
-    cost = step_costs(case, METHODS["ddim"], 6)["cost"]
+    case = Case(solved(), 20)
+    problem, x, times = Gaussian(MEAN, 0.5), case.latents, mesh(case, steps)
+    cost = step_costs(case, METHODS["ddim"], steps)["cost"]
     gamma = [problem.schedule.gamma(t) for t in times]
     root = np.sqrt(0.25 + np.array(gamma) ** 2)
     begin = (x / problem.schedule.alpha(1.0) - problem.mean).norm(dim=1)
-    for i, j in itertools.combinations(range(7), 2):
+    for i, j in itertools.combinations(range(steps + 1), 2):
         there = begin * root[i] / root[0]
         euler = 1.0 + (gamma[j] - gamma[i]) * gamma[i] / (0.25 + gamma[i] ** 2)
         error = there * abs(euler - root[j] / root[i]) * root[-1] / root[j]
         expected = error.clamp(max=2 * problem.data_std * 2**0.5).mean().item()
         # The growth is that of a difference of 1e-6 between states of size 150, known to 1e-12.
         assert cost[i, j] == pytest.approx(expected, rel=1e-3)
-    in_batches = step_costs(case.but(batch=8), METHODS["ddim"], 6)["cost"]
-    np.testing.assert_allclose(in_batches, cost, rtol=1e-4)
+
+
+def test_costs_in_batches():
+    case = Case(Gaussian(MEAN, 0.5), 20)
+    costs = [step_costs(one, METHODS["ddim"], 3)["cost"] for one in (case, case.but(batch=8))]
+    np.testing.assert_allclose(*costs, rtol=1e-4)
 
 
 def test_a_straight_flow_costs_nothing_anywhere():
@@ -148,7 +169,6 @@ def test_a_grid_made_on_the_fly_is_a_value(grid):
     [
         (["--solvers", "rk45"], "takes no deterministic steps"),
         (["--solvers", "euler-maruyama"], "takes no deterministic steps"),
-        (["--problem", "digits"], "no exact trajectories"),
         (["--transfer", "nowhere"], "unknown problem"),
         (["--nfe", "20", "--candidates", "10"], "type --candidates 40 or more"),
         (["--solvers", "f-pndm", "--nfe", "5"], "type a larger --nfe"),

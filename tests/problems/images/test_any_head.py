@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from analysis import heads, overhead
+from analysis.measure.case import Case
 from analysis.measure.problems import opened
 from problems import VP, Network, toy_mixture
 from problems.console import UsageError
@@ -393,11 +394,21 @@ def test_mistakes(file, capsys, line, sentence):
     assert message.count("\n") == 1
 
 
-def test_heads_of_other_makes_are_not_compared_and_their_passes_are_timed(file, capsys):
+def test_a_head_that_says_zero_is_ddim_and_misses_all_of_the_derivative(tmp_path):
+    network = gaussian(data=STD * torch.randn(100, *SHAPE))
+    stored(tmp_path / "zero.safetensors", network, AnyHead(AnyHeadConfig(1, 8)))
+    table = heads.head_errors(Case(network, 3), [tmp_path / "zero.safetensors"], [20]).set_index("head")
+    error = table["error"]
+    assert error["standard"] == pytest.approx(error["none (DDIM)"], rel=1e-12)
+    assert error["exact (TTM-2)"] < 0.2 * error["standard"]
+    assert table["derivative_error"]["standard"] == 1.0
+
+
+def test_networks_of_other_makes_without_a_head_and_their_passes(file, capsys):
     with pytest.raises(SystemExit) as left:
         heads.command(["--problem", f"{file}:make", "--samples", "2"])
     assert left.value.code == 2
-    assert "is a network of another make" in capsys.readouterr().err
+    assert "has no head; distil one by" in capsys.readouterr().err
     table = overhead.derivative_costs(f"{file}:make", samples=2)
     assert list(table["what"]) == ["eps", "jet1", "jet2", "jet3"]
 
