@@ -116,5 +116,11 @@ def fill(module: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     module.load_state_dict(checkpoint.tensors)
 
 
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the names and bytes of weights."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    return hashlib.sha256(save_bytes(plain)).hexdigest()
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -31,6 +31,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg"}
 GREY, COLOUR = {"1", "L", "LA"}, {"P", "RGB", "RGBA", "CMYK", "YCbCr"}
 CIFAR_TRAIN = tuple(f"data_batch_{k}" for k in range(1, 6))
 CIFAR_CLASSES = 10
+LOSSY = "the data are JPEGs, so distances to them are not comparable with those to lossless images"
 
 
 class DataError(ValueError):
@@ -53,6 +54,8 @@ class Images:
         Name of the file or folder, without its path.
     white
         The level that is mapped to 1; level 0 is mapped to -1.
+    note
+        What is to be said wherever a distance to these data is told; empty if nothing is.
     """
 
     pixels: Tensor
@@ -60,6 +63,7 @@ class Images:
     classes: int
     name: str
     white: int = 255
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -201,10 +205,11 @@ def _read_members(
     labels = _listed_labels(f"{path}: dataset.json", read, names) if listed else unlisted(names)
     pixels = torch.from_numpy(_decode_all(path, names, read, resolution))
     name = path.resolve().name
+    note = LOSSY if any(not image.lower().endswith(".png") for image in names) else ""
     if labels is None:
-        return Images(pixels, None, classes=0, name=name)
+        return Images(pixels, None, classes=0, name=name, note=note)
     values = torch.tensor([labels[image] for image in names], dtype=torch.int64)
-    return Images(pixels, values, classes=int(values.max()) + 1, name=name)
+    return Images(pixels, values, classes=int(values.max()) + 1, name=name, note=note)
 
 
 def _is_image(name: PurePosixPath) -> bool:

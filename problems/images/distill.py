@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -168,11 +166,10 @@ def distil(
         said: Tensor = head(teacher, xbar, gamma, fed, expansion.features[0], expansion.embeddings[0])
         return (WEIGHTS[aim.weight](gamma) * (said - target).square()).mean()
 
-    weights = safetensors.torch.save({k: v.cpu().contiguous() for k, v in network.state_dict().items()})
     identity = {
         "config": dataclasses.asdict(config),
         "objective": dataclasses.asdict(aim),
-        "network": [dataclasses.asdict(shape), repr(schedule), hashlib.sha256(weights).hexdigest()],
+        "network": [dataclasses.asdict(shape), repr(schedule), checkpoints.digest(network.state_dict())],
         "data": source.card,
     }
     fitted = fit(head, loss, recipe, state, identity, quiet=quiet)

@@ -140,6 +140,71 @@ class _Sigmoid:
         self._d.append((slope + total).addcmul_(x[0], rest))
 
 
+def product(times: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, tape: Tape | None) -> Tensor:
+    """Return the coefficient Σᵢ xᵢ y_{j-i} of a bilinear product, ``times``, of two paths."""
+    if tape is None:
+        return times(x, y)
+    left, right = tape.recall(lambda: (list[Tensor](), list[Tensor]()))
+    left.append(x)
+    right.append(y)
+    total = times(left[0], right[-1])
+    for a, b in zip(left[1:], right[-2::-1], strict=True):
+        total = total + times(a, b)
+    return total
+
+
+def softmax(x: Tensor, tape: Tape | None) -> Tensor:
+    """Map a coefficient of scores to that of p = exp(x)/Σ exp(x) over the last axis.
+
+    From p' = r - p Σ r with r = p x': with rₘ = Σ_{i=1..m} i xᵢ p_{m-i} and uₘ its sum over the axis, the
+    recurrence is j p_j = r_j - Σ_{i=1..j} p_{j-i} uᵢ.
+    """
+    if tape is None:
+        return x.softmax(-1)
+    path, values, sums = tape.recall(lambda: (list[Tensor](), list[Tensor](), list[Tensor]()))
+    path.append(x)
+    j = tape.order
+    if j == 0:
+        value = x.softmax(-1)
+    else:
+        value = torch.zeros_like(x)
+        for i in range(1, j + 1):
+            value.addcmul_(path[i], values[j - i], value=i)
+        sums.append(value.sum(-1, keepdim=True))
+        for i in range(1, j + 1):
+            value.addcmul_(values[j - i], sums[i - 1], value=-1.0)
+        value.div_(j)
+    values.append(value)
+    return value
+
+
+class Attention(nn.Module):
+    """Self-attention over the positions of an image (Vaswani et al. 2017), with a residual connection.
+
+    Parameters
+    ----------
+    channels
+        Number of channels, a multiple of 8.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(8, channels)
+        self.ask = Conv(channels, 3 * channels, 1)
+        self.out = Conv(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        self._heads = max(1, channels // 64)
+
+    def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
+        """Map a coefficient, (N, channels, H, W)."""
+        parts = self.ask(self.norm(x, tape), tape).flatten(2).unflatten(1, (3, self._heads, -1))
+        query, key, value = parts.unbind(1)
+        scores = product(torch.matmul, query.transpose(2, 3) * query.shape[2] ** -0.5, key, tape)
+        said = product(torch.matmul, value, softmax(scores, tape).transpose(2, 3), tape)
+        y: Tensor = x + self.out(said.reshape(x.shape), tape)
+        return y
+
+
 class GroupNorm(nn.GroupNorm):
     """Normalisation over groups of channels, (N, C, H, W).
 

@@ -41,7 +41,7 @@ class Samples(NamedTuple):
     card: dict[str, Any]
 
 
-def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
+def samples(name: str, noise: float = 0.0, *, flip: bool = False, resolution: int | None = None) -> Samples:
     """Return the training data of a name.
 
     Parameters
@@ -52,6 +52,8 @@ def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
         Standard deviation of Gaussian noise that is added to an image each time it is drawn.
     flip
         Whether half of the images are mirrored, at random.
+    resolution
+        Side of the images, which are averaged to it (see ``data.load``); None keeps the size.
 
     Raises
     ------
@@ -60,8 +62,11 @@ def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
     """
     if not noise >= 0.0:
         raise UsageError(f"noise has a standard deviation of at least 0, not {noise}")
-    if name in MIXTURES and flip:
-        raise UsageError(f"{name} is a distribution, which cannot be mirrored; leave out --flip")
+    if name in MIXTURES and (flip or resolution is not None):
+        raise UsageError(
+            f"{name} is a distribution, which cannot be mirrored or averaged; leave out --flip "
+            "and --resolution"
+        )
     if name in MIXTURES:
         mixture = MIXTURES[name]()
 
@@ -70,7 +75,7 @@ def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
 
         return Samples(endless, mixture.event_shape, mixture.data_std, 0, {"name": name})
     try:
-        images = data.load(name)
+        images = data.load(name, resolution)
     except data.DataError as error:
         raise UsageError(str(error)) from error
     everything = images.batch(torch.arange(min(len(images), 10_000)))
@@ -86,4 +91,8 @@ def samples(name: str, noise: float = 0.0, *, flip: bool = False) -> Samples:
         return x, None if images.labels is None else images.labels[index]
 
     card = {"name": images.name, "sha256": images.digest, "images": len(images), "noise": noise, "flip": flip}
+    if resolution is not None:
+        card["resolution"] = resolution
+    if images.note:
+        card["note"] = images.note
     return Samples(draw, images.shape, (spread + noise**2) ** 0.5, images.classes, card)

@@ -39,7 +39,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training recipe: Adam with warm-up, gradient clipping and an exponential moving average of weights.
+    """A training recipe: AdamW with warm-up, clipped gradients and an exponential moving average of weights.
 
     Attributes
     ----------
@@ -59,6 +59,12 @@ class Recipe:
         Norm to which gradients are clipped.
     seed
         Seed of the initial weights and of all random draws.
+    memory
+        Decay of AdamW's average of squared gradients, its β₂.
+    weight_decay
+        Weight decay of AdamW; with 0 it is Adam.
+    precision
+        A name in ``PRECISIONS``.
 
     Raises
     ------
@@ -74,8 +80,13 @@ class Recipe:
     ema: float = 0.999
     clip: float = 1.0
     seed: int = 0
+    memory: float = 0.999
+    weight_decay: float = 0.0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
+        if not (0.0 < self.memory < 1.0 and self.weight_decay >= 0.0):
+            raise UsageError("memory is between 0 and 1, and weight decay is at least 0")
         if not (self.lr > 0.0 and self.clip > 0.0 and 0.0 <= self.ema < 1.0 and self.warmup >= 0):
             raise UsageError("lr and clip must be positive, ema from 0 to below 1, warmup at least 0")
 
@@ -96,12 +107,15 @@ class Fitted:
         The averaged weights.
     losses
         Mean loss of every ``RECORD`` steps.
+    steps
+        Number of steps done.
     seconds
         Duration of the training; of interrupted runs, up to their last state.
     """
 
     tensors: dict[str, Tensor]
     losses: list[float]
+    steps: int
     seconds: float
 
 
@@ -115,6 +129,50 @@ def stratified(n: int, low: float, high: float, source: torch.Generator) -> Tens
     """Return n numbers, one uniform in each nth part of [low, high], in random order, float64."""
     places = torch.randperm(n, generator=source) + torch.rand(n, generator=source, dtype=torch.float64)
     return low + (high - low) * places / n
+
+
+@dataclass(frozen=True)
+class Levels:
+    """How much noise is added to training data, and how its errors are weighted.
+
+    Attributes
+    ----------
+    gamma
+        Returns n noise-to-signal ratios for a schedule, (n,), float64, drawn with a generator.
+    weight
+        Returns the weight of the squared error of ε, given γ and the standard deviation of the data.
+    """
+
+    gamma: Callable[[Schedule, int, torch.Generator], Tensor]
+    weight: Callable[[Tensor, float], Tensor]
+
+
+def _uniform_times(schedule: Schedule, n: int, random: torch.Generator) -> Tensor:
+    return schedule.gamma(stratified(n, schedule.stop, schedule.start, random))
+
+
+def _log_normal(schedule: Schedule, n: int, random: torch.Generator) -> Tensor:
+    low, high = (math.log(schedule.gamma(t)) for t in (schedule.stop, schedule.start))
+    u = stratified(n, 0.0, 1.0, random)
+    most = -1.0 + 1.3 * torch.special.ndtri(((u - 0.1) / 0.9).clamp(1e-6, 1.0))
+    return torch.where(u < 0.1, low + (high - low) * u / 0.1, most.clamp(low, high)).exp()
+
+
+LEVELS = {
+    # Times uniform in the schedule, errors of ε unweighted (Ho et al. 2020).
+    "time": Levels(_uniform_times, lambda gamma, _: torch.ones_like(gamma)),
+    # Karras et al. (2022): log γ is normal, N(-1, 1.3²), and the error of the output F of the preconditioned
+    # network is unweighted. One in ten is uniform in log γ over the schedule, where there is little else.
+    "log-normal": Levels(_log_normal, lambda gamma, std: 1.0 + (gamma / std) ** 2),
+}
+"""Noise levels by name, stratified in every batch."""
+
+PRECISIONS: dict[str, Callable[[str], bool]] = {
+    "auto": lambda device: device == "cuda",
+    "float32": lambda _: False,
+    "bfloat16": lambda _: True,
+}
+"""Whether products are computed in bfloat16 on a kind of device, by name of the precision."""
 
 
 class Diffused(NamedTuple):
@@ -139,9 +197,15 @@ class Diffused(NamedTuple):
 
 
 def diffused(
-    source: Samples, schedule: Schedule, n: int, classes: int, forget: float, random: torch.Generator
+    source: Samples,
+    schedule: Schedule,
+    n: int,
+    classes: int,
+    forget: float,
+    random: torch.Generator,
+    levels: str = "time",
 ) -> Diffused:
-    """Return data diffused to stratified times of the schedule, on the CPU.
+    """Return diffused data, on the CPU.
 
     Parameters
     ----------
@@ -157,9 +221,11 @@ def diffused(
         Share of the labels that are hidden: they are replaced by ``classes``.
     random
         Generator of all random numbers.
+    levels
+        How much noise they are given: a name in ``LEVELS``.
     """
     x0, labels = source.draw(n, random)
-    gamma = schedule.gamma(stratified(n, schedule.stop, schedule.start, random))[:, None, None, None]
+    gamma = LEVELS[levels].gamma(schedule, n, random)[:, None, None, None]
     noise = torch.randn(x0.shape, generator=random)
     if labels is not None and classes:
         labels = labels.masked_fill(torch.rand(n, generator=random) < forget, classes)
@@ -175,6 +241,7 @@ def fit(
     *,
     every: int = 200,
     quiet: bool = False,
+    kept: Callable[[Fitted], None] | None = None,
 ) -> Fitted:
     """Train a module from its present weights, or from the file ``state`` if it exists.
 
@@ -194,6 +261,8 @@ def fit(
         Steps between two states, a multiple of ``RECORD``.
     quiet
         Whether to hide the progress bar.
+    kept
+        Called with what was reached so far, each time after the state is written.
 
     Raises
     ------
@@ -203,17 +272,25 @@ def fit(
         If the loss is not finite.
     """
     mine = json.dumps({**identity, "recipe": asdict(recipe)}, sort_keys=True)
-    optimiser = torch.optim.Adam(module.parameters(), lr=recipe.lr)
+    optimiser = torch.optim.AdamW(
+        module.parameters(), recipe.lr, (0.9, recipe.memory), weight_decay=recipe.weight_decay
+    )
     averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))  # type: ignore[no-untyped-call]
     losses: list[float] = []
     begin, before = _resume(state, mine, module, averaged, optimiser, losses) if state.exists() else (0, 0.0)
     began = time.perf_counter() - before
     recent: list[Tensor] = []
     device = next(module.parameters()).device.type
+    halves = PRECISIONS[recipe.precision](device)
+
+    def reached(step: int) -> Fitted:
+        tensors = {k: v.detach().clone() for k, v in averaged.module.state_dict().items()}
+        return Fitted(tensors, list(losses), step, time.perf_counter() - began)
+
     for step in tqdm(range(begin, recipe.steps), initial=begin, total=recipe.steps, disable=quiet or None):
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate(step)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=halves):
             value = loss(generator(recipe.seed, step))
         optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
@@ -231,8 +308,9 @@ def fit(
             if (step + 1) % every == 0 and step + 1 < recipe.steps:
                 seconds = time.perf_counter() - began
                 _keep(state, mine, step + 1, seconds, module, averaged, optimiser, losses)
-    tensors = {k: v.detach().clone() for k, v in averaged.module.state_dict().items()}
-    return Fitted(tensors, losses, time.perf_counter() - began)
+                if kept is not None:
+                    kept(reached(step + 1))
+    return reached(recipe.steps)
 
 
 def _keep(
@@ -242,7 +320,7 @@ def _keep(
     seconds: float,
     module: nn.Module,
     averaged: AveragedModel,
-    optimiser: torch.optim.Adam,
+    optimiser: torch.optim.AdamW,
     losses: list[float],
 ) -> None:
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
@@ -259,7 +337,7 @@ def _resume(
     identity: str,
     module: nn.Module,
     averaged: AveragedModel,
-    optimiser: torch.optim.Adam,
+    optimiser: torch.optim.AdamW,
     losses: list[float],
 ) -> tuple[int, float]:
     try:

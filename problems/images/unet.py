@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from problems.images.layers import Conv, Dense, GroupNorm, SiLU, Tape
+from problems.images.layers import Attention, Conv, Dense, GroupNorm, SiLU, Tape, product
 from problems.prediction import Outer
 from problems.schedule import Schedule
 from problems.series import Series, cos, log, sin, sqrt
@@ -63,6 +63,10 @@ PREDICTIONS: dict[str, Callable[[float], float]] = {
 """What the U-Net predicts: the standard deviation of Gaussian data for which zero output is the exact ε."""
 
 
+MODULATIONS = ("shift", "scale-shift")
+"""What an embedding does in a block: it is added, or it also multiplies (Dhariwal & Nichol 2021)."""
+
+
 @dataclass(frozen=True)
 class Config:
     """The architecture of a score network, as stored in the card of a checkpoint.
@@ -75,6 +79,12 @@ class Config:
         Channels of the U-Net, and their multiples at full resolution and after each halving.
     blocks
         Residual blocks at each resolution, on the way down and again on the way up.
+    patch
+        Side of the squares of pixels that the U-Net takes as the channels of one place.
+    attention
+        Whether blocks at the lowest resolution end with self-attention.
+    modulation
+        What the embedding does in a block: an entry of ``MODULATIONS``.
     classes
         Number of classes; 0 if the network takes no labels.
     embedding
@@ -96,29 +106,35 @@ class Config:
     channels: int = 16
     multipliers: tuple[int, ...] = (1, 2)
     blocks: int = 2
+    patch: int = 1
+    attention: bool = False
+    modulation: str = "shift"
     classes: int = 0
     embedding: str = "log-snr"
     prediction: str = "skip"
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
-        for field, table in (("embedding", EMBEDDINGS), ("prediction", PREDICTIONS)):
+        tables = {"embedding": EMBEDDINGS, "prediction": PREDICTIONS, "modulation": MODULATIONS}
+        for field, table in tables.items():
             if getattr(self, field) not in table:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose from {', '.join(table)}")
         halvings = len(self.multipliers) - 1
-        counts = (self.channels, self.blocks, self.colours, *(self.multipliers or (0,)))
+        counts = (self.channels, self.blocks, self.colours, self.patch, *(self.multipliers or (0,)))
         if min(counts) < 1 or self.channels % 8:
-            raise ValueError("channels must be a multiple of 8; blocks, colours and multipliers at least 1")
+            raise ValueError("channels must be a multiple of 8; the other counts at least 1")
         if self.classes < 0 or not 0.0 < self.data_std < math.inf:
             raise ValueError("classes must not be negative, data_std must be positive and finite")
-        if self.size < 1 or self.size % 2**halvings:
+        if self.size < 1 or self.size % (self.patch * 2**halvings):
+            patches = f"in patches of {self.patch} " if self.patch > 1 else ""
             raise ValueError(
-                f"images of size {self.size} cannot be halved {halvings} times; use fewer multipliers"
+                f"images of size {self.size} {patches}cannot be halved {halvings} times; "
+                "use fewer multipliers"
             )
 
 
 class Block(nn.Module):
-    """A residual block with the time embedding added after its first convolution.
+    """A residual block, told the embedding after its first convolution or after its second normalisation.
 
     Parameters
     ----------
@@ -126,27 +142,42 @@ class Block(nn.Module):
         Numbers of channels.
     width
         Dimension of the embedding.
+    modulation
+        What the embedding does: with "shift" it is added after the first convolution, with "scale-shift" it
+        scales and shifts what the second normalisation returns.
+    attention
+        Whether the block ends with self-attention.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, width: int, modulation: str = "shift", attention: bool = False
+    ) -> None:
         super().__init__()
+        self._scales = modulation == "scale-shift"
         self.norm1 = GroupNorm(8, inputs)
         self.act1 = SiLU()
         self.conv1 = Conv(inputs, outputs)
-        self.shift = Dense(width, outputs)
+        self.shift = Dense(width, 2 * outputs if self._scales else outputs)
         self.norm2 = GroupNorm(8, outputs)
         self.act2 = SiLU()
         self.conv2 = Conv(outputs, outputs)
         nn.init.zeros_(self.conv2.weight)
         self.bypass = Conv(inputs, outputs, 1) if inputs != outputs else None
+        self.attention = Attention(outputs) if attention else None
 
     def forward(self, x: Tensor, embedding: Tensor, tape: Tape | None = None) -> Tensor:
         """Map a coefficient (N, inputs, H, W), given the same one of the embedding, (N or 1, width)."""
         h = self.conv1(self.act1(self.norm1(x, tape), tape), tape)
-        h = h + self.shift(embedding, tape)[:, :, None, None]
-        h = self.conv2(self.act2(self.norm2(h, tape), tape), tape)
+        told = self.shift(embedding, tape)[:, :, None, None]
+        if self._scales:
+            scale, shift = told.chunk(2, 1)
+            h = self.norm2(h, tape)
+            h = h + product(torch.mul, h, scale, tape) + shift
+        else:
+            h = self.norm2(h + told, tape)
+        h = self.conv2(self.act2(h, tape), tape)
         y: Tensor = h + (x if self.bypass is None else self.bypass(x, tape))
-        return y
+        return y if self.attention is None else self.attention(y, tape)
 
 
 class UNet(nn.Module):
@@ -163,19 +194,23 @@ class UNet(nn.Module):
     def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         channels = [config.channels * m for m in config.multipliers]
-        self.stem = Conv(config.colours, channels[0])
-        self._blocks = config.blocks
+        pixels = config.colours * config.patch**2
+        self.stem = Conv(pixels, channels[0])
+        self._blocks, self._patch = config.blocks, config.patch
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         path = [c for c in channels for _ in range(config.blocks)]
-        for inputs, outputs in pairwise([channels[0], *path]):
-            self.down.append(Block(inputs, outputs, width))
-        self.middle = Block(path[-1], path[-1], width)
-        for inputs, outputs in pairwise([path[-1], *reversed(path)]):
-            self.up.append(Block(inputs + outputs, outputs, width))
+        lowest = len(path) - config.blocks
+        for i, (inputs, outputs) in enumerate(pairwise([channels[0], *path])):
+            attends = config.attention and i >= lowest
+            self.down.append(Block(inputs, outputs, width, config.modulation, attends))
+        self.middle = Block(path[-1], path[-1], width, config.modulation, config.attention)
+        for i, (inputs, outputs) in enumerate(pairwise([path[-1], *reversed(path)])):
+            attends = config.attention and i < config.blocks
+            self.up.append(Block(inputs + outputs, outputs, width, config.modulation, attends))
         inputs = path[0]
         self.norm = GroupNorm(8, inputs)
         self.act = SiLU()
-        self.out = Conv(inputs, config.colours)
+        self.out = Conv(inputs, pixels)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, embedding: Tensor, tape: Tape | None = None) -> tuple[Tensor, Tensor]:
@@ -183,9 +218,10 @@ class UNet(nn.Module):
 
         Returns
         -------
-        The coefficients of the output, of the shape of ``x``, and of the last features, (N, channels, H, W).
+        The coefficients of the output, of the shape of ``x``, and of the last features, (N, channels, H, W),
+        with H and W those of the patches.
         """
-        h = self.stem(x, tape)
+        h = self.stem(functional.pixel_unshuffle(x, self._patch), tape)
         joined = []
         for i, block in enumerate(self.down):
             if i > 0 and i % self._blocks == 0:
@@ -198,7 +234,7 @@ class UNet(nn.Module):
                 h = functional.interpolate(h, scale_factor=2.0, mode="nearest")
             h = block(torch.cat([h, joined.pop()], 1), embedding, tape)
         features = self.act(self.norm(h, tape), tape)
-        return self.out(features, tape), features
+        return functional.pixel_shuffle(self.out(features, tape), self._patch), features
 
 
 class ScoreNetwork(nn.Module):
