@@ -16,8 +16,8 @@ from torch.nn import functional
 from problems.console import Parser, UsageError, attempt, device, positive
 from problems.images import checkpoints, data
 from problems.images.classifier import Classifier, ClassifierConfig
-from problems.images.sources import MIXTURES, Samples
-from problems.images.train import add_recipe, card, recipe, typed
+from problems.images.sources import MIXTURES, Samples, traits
+from problems.images.train import add_recipe, card, recipe, typed, written
 from problems.images.training import Fitted, Recipe, fit
 
 
@@ -100,8 +100,10 @@ class Task(NamedTuple):
     labels: Tensor
 
 
-def task(name: str, split: Split, variation: Variation) -> Task:
-    """Return labelled images, split into training data and test data.
+def task(
+    name: str, split: Split, variation: Variation, *, resolution: int | None = None, test: str | None = None
+) -> Task:
+    """Return labelled images as training data and test data.
 
     Parameters
     ----------
@@ -111,6 +113,10 @@ def task(name: str, split: Split, variation: Variation) -> Task:
         The split.
     variation
         The augmentation of the training images.
+    resolution
+        Side of the images, which are averaged to it (see ``data.load``); None keeps the size.
+    test
+        The path of the test data. Nothing is held out then.
 
     Raises
     ------
@@ -119,14 +125,14 @@ def task(name: str, split: Split, variation: Variation) -> Task:
     """
     if name in MIXTURES:
         raise UsageError(f"{name} has no class labels, without which nothing can be classified")
-    try:
-        everything = data.load(name)
-    except data.DataError as error:
-        raise UsageError(str(error)) from error
-    labels = everything.labels
-    if labels is None:
-        raise UsageError(f"{name} has no class labels, without which nothing can be classified")
-    kept, held = split.of(labels)
+    everything, labels = _labelled(name, resolution)
+    tests, answers = (everything, labels) if test is None else _labelled(test, resolution)
+    if tests.shape != everything.shape or tests.classes > everything.classes:
+        raise UsageError(f"{test} has other images or more classes than {name}; type --test PATH of the like")
+    if test is None:
+        kept, held = split.of(labels)
+    else:
+        kept, held = torch.arange(len(labels)), torch.arange(len(answers))
     if not len(kept) or not len(held):
         raise UsageError(
             f"holding out {split.share:g} of the {len(labels)} images of {name} leaves none to "
@@ -137,16 +143,30 @@ def task(name: str, split: Split, variation: Variation) -> Task:
         index = kept[torch.randint(len(kept), (n,), generator=random)]
         return variation(everything.batch(index), random), labels[index]
 
-    about = {
+    about: dict[str, Any] = {
         "name": everything.name,
         "sha256": everything.digest,
         "images": len(everything),
-        "split": dataclasses.asdict(split),
         "variation": dataclasses.asdict(variation),
     }
+    if test is None:
+        about["split"] = dataclasses.asdict(split)
+    else:
+        about["test"] = {"name": tests.name, "sha256": tests.digest}
+    about |= traits(everything, resolution)
     spread = float(everything.batch(kept[:10_000]).double().var(0, unbiased=False).mean()) ** 0.5
     source = Samples(draw, everything.shape, spread, everything.classes, about)
-    return Task(source, everything.batch(held), labels[held])
+    return Task(source, tests.batch(held), answers[held])
+
+
+def _labelled(name: str, resolution: int | None) -> tuple[data.Images, Tensor]:
+    try:
+        found = data.load(name, resolution)
+    except data.DataError as error:
+        raise UsageError(str(error)) from error
+    if found.labels is None:
+        raise UsageError(f"{name} has no class labels, without which nothing can be classified")
+    return found, found.labels
 
 
 def train(
@@ -232,6 +252,8 @@ def arguments() -> Parser:
         help="digits (embedded), or a path: a zip with dataset.json, a folder of labelled images, "
         "cifar-10-python.tar.gz",
     )
+    p.add_argument("--resolution", type=positive, help="average the images to this side in pixels")
+    p.add_argument("--test", metavar="PATH", help="images to test on (default: a share of the data)")
     p.add_argument("--held-out", type=fraction, default=split.share, help="share of every class to test on")
     p.add_argument("--split-seed", type=whole, default=split.seed, help="seed of their choice")
     p.add_argument("--noise", type=float, default=variation.noise, help="standard deviation of added noise")
@@ -278,7 +300,11 @@ def command(argv: Sequence[str] | None = None) -> int:
     def action() -> None:
         place = device(args.device)
         source, images, labels = task(
-            args.data, Split(args.held_out, args.split_seed), Variation(args.noise, args.shift, args.flip)
+            args.data,
+            Split(args.held_out, args.split_seed),
+            Variation(args.noise, args.shift, args.flip),
+            resolution=args.resolution,
+            test=args.test,
         )
         if source.shape[-1] != source.shape[-2]:
             raise UsageError(f"images must be square, those of {args.data} are {tuple(source.shape)}")
@@ -298,13 +324,14 @@ def command(argv: Sequence[str] | None = None) -> int:
         if args.fresh:
             state.unlink(missing_ok=True)
         classifier, fitted = train(config, source, recipe(args), state, place=place)
+        classifier.load_state_dict(written(classifier.state_dict(), args.halves))
         about = card("classifier", recipe(args), fitted, typed(p, argv))
         about |= {
             "config": dataclasses.asdict(config),
             "data": source.card,
             "test": accuracy(classifier, images, labels),
         }
-        checkpoints.save(path, classifier.state_dict(), about)
+        checkpoints.save(path, written(classifier.state_dict(), args.halves), about)
         state.unlink(missing_ok=True)
         told = about["test"]
         print(

@@ -22,7 +22,7 @@ from problems.images.head import PARAMETERISATIONS, Head, HeadConfig
 from problems.images.overhead import tariff
 from problems.images.score import Learned, load, weights
 from problems.images.sources import MIXTURES, Samples, samples
-from problems.images.train import add_recipe, card, recipe, typed
+from problems.images.train import add_recipe, card, recipe, typed, written
 from problems.images.training import Fitted, Recipe, diffused, fit
 from problems.images.unet import Expansion, ScoreNetwork
 from problems.models import naming
@@ -247,7 +247,7 @@ def command(argv: Sequence[str] | None = None) -> int:
             raise UsageError(str(error)) from error
         about = {**card("head", recipe(args), taught.fitted, typed(p, argv)), **taught.card}
         path = out.with_name(out.name + ".safetensors")
-        checkpoints.save(path, taught.head.state_dict(), about)
+        checkpoints.save(path, written(taught.head.state_dict(), args.halves), about)
         state.unlink(missing_ok=True)
         loss = taught.fitted.losses[-1]
         print(f"loss {loss:.5f} after {args.steps} steps, {about['seconds']} s; written: {path}")

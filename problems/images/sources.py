@@ -91,8 +91,11 @@ def samples(name: str, noise: float = 0.0, *, flip: bool = False, resolution: in
         return x, None if images.labels is None else images.labels[index]
 
     card = {"name": images.name, "sha256": images.digest, "images": len(images), "noise": noise, "flip": flip}
-    if resolution is not None:
-        card["resolution"] = resolution
-    if images.note:
-        card["note"] = images.note
+    card |= traits(images, resolution)
     return Samples(draw, images.shape, (spread + noise**2) ** 0.5, images.classes, card)
+
+
+def traits(images: data.Images, resolution: int | None) -> dict[str, Any]:
+    """Return what else is on the card of data: the side to which they were averaged, and their note."""
+    side = {} if resolution is None else {"resolution": resolution}
+    return {**side, **({"note": images.note} if images.note else {})}

@@ -131,6 +131,7 @@ def add_recipe(p: Parser, default: Recipe) -> None:
         "--precision", choices=PRECISIONS, default=default.precision, help="auto: bfloat16 on CUDA only"
     )
     group.add_argument("--device", default="cpu", help="torch device")
+    group.add_argument("--halves", action="store_true", help="write weights in float16, in half the space")
     group.add_argument("--fresh", action="store_true", help="forget a run that was cut off, train anew")
 
 
@@ -149,6 +150,11 @@ def recipe(args: Any) -> Recipe:
         args.weight_decay,
         args.precision,
     )
+
+
+def written(tensors: Mapping[str, Tensor], halves: bool) -> dict[str, Tensor]:
+    """Return weights as they are written: in float16 if ``halves``."""
+    return {name: t.half() if halves else t for name, t in tensors.items()}
 
 
 def typed(p: Parser, argv: Sequence[str] | None) -> str:
@@ -180,9 +186,6 @@ def arguments() -> Parser:
     p.add_argument("--levels", choices=LEVELS, default="time", help="noise levels, and their weights")
     p.add_argument(
         "--resume", type=Path, metavar="WEIGHTS", help="start from a network, whose architecture is kept"
-    )
-    p.add_argument(
-        "--halves", action="store_true", help="write the weights in float16, which takes half the space"
     )
     p.add_argument("--out", type=Path, default=Path("runs/digits"), help="where to write, without suffix")
     network = p.add_argument_group("network")
@@ -259,8 +262,7 @@ def command(argv: Sequence[str] | None = None) -> int:
             about["schedule"] = {"name": type(schedule).__name__, **dataclasses.asdict(schedule)}
             if args.resume is not None:
                 about["resumed"] = json.loads(args.resume.with_suffix(".json").read_text(encoding="utf-8"))
-            halves = {k: v.half() if args.halves else v for k, v in fitted.tensors.items()}
-            checkpoints.save(path, halves, about)
+            checkpoints.save(path, written(fitted.tensors, args.halves), about)
 
         _, fitted = train(
             config,
