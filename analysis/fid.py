@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -26,7 +25,7 @@ from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
-from analysis.measure.features import FEATURES, Features
+from analysis.measure.features import FEATURES, Features, classifier
 from analysis.measure.features import features as named
 from analysis.measure.quality import Judge
 from analysis.measure.rows import BUDGETS, rows_of
@@ -57,7 +56,7 @@ def arguments(p: Parser) -> None:
         nargs="+",
         metavar="NAME",
         help=f"what samples are compared in: {', '.join(FEATURES)}, or a file of Inception-v3 weights, for "
-        "the FID (default: classifier and pixels for digits, else pixels)",
+        "the FID (default: classifier, where one is shipped for such images, and pixels)",
     )
     p.add_argument("--sheets", action="store_true", help="write sheets of samples too")
     p.add_argument("--dry-run", action="store_true", help="only list what would be measured, and how long")
@@ -97,7 +96,7 @@ def sample_quality(
         ``off``, ``on`` or ``both``.
     features
         In which samples are compared: names, see ``analysis.measure.features.features``, or values. By
-        default the digits classifier and pixels for digits, pixels for all others. Pixels are always added.
+        default the shipped classifier of such images, if there is one, and pixels, which are always added.
     study
         Where results are kept; nowhere by default.
 
@@ -133,8 +132,7 @@ def sample_quality(
 
 def looks(problem: Problem, features: Sequence[str | Features] | None) -> tuple[Features, ...]:
     """Return the features in which samples are compared: those asked for, in their order, then pixels."""
-    digits = problem.event_shape == torch.Size((1, 8, 8))
-    asked = features or (("classifier", "pixels") if digits else ("pixels",))
+    asked = features or (("pixels",) if classifier(problem) is None else ("classifier", "pixels"))
     found = [one if isinstance(one, Features) else named([one], problem)[0] for one in (*asked, "pixels")]
     return tuple({look.name: look for look in found}.values())
 
@@ -239,7 +237,8 @@ def report(session: Session, outcome: Outcome) -> None:
     for look in seen:
         here = solvers[solvers["feature"] == look.name]
         floor = table[(table["feature"] == look.name) & (table["solver"] == "accurate")]
-        notes = [f"{session.case.samples} samples; fewer give larger distances"] + [
+        said = [session.case.problem.note] if session.case.problem.note else []
+        notes = [f"{session.case.samples} samples; fewer give larger distances", *said] + [
             _floor_in_words(r) for _, r in floor[floor["denoise"].isin(here["denoise"])].iterrows()
         ]
         full = wide(here, budget, unit, interval_of("frechet"))

@@ -224,14 +224,14 @@ def report(session: Session, outcome: Outcome) -> None:
         tables.show(title, wide(given, budget, unit, interval_of("error")), notes)
         tables.show(f"The same, {middle}", wide(given, budget, unit, _middle))
         if "feature_error" in given:
-            title = "The same in the features of the digits classifier, mean (95%)"
+            title = "The same in the features of the classifier, mean (95%)"
             tables.show(title, wide(given, budget, unit, interval_of("feature_error")))
         compared = given[(given["solver"] != "ddim") & given["ratio"].notna()]
         if len(compared):
             title = "Mean error as a multiple of DDIM's on the same trajectories (95%)"
             tables.show(title, wide(compared, budget, unit, interval_of("ratio")))
         if len(compared) and "feature_ratio" in compared:
-            title = "The same in the features of the digits classifier (95%)"
+            title = "The same in the features of the classifier (95%)"
             tables.show(title, wide(compared, budget, unit, interval_of("feature_ratio")))
     if len(own):
         lines = [

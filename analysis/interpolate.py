@@ -221,7 +221,7 @@ def report(session: Session, outcome: Outcome) -> None:
     notes.append(f"reference: own error {table['reference_error'][0]:.1e}")
     tables.show("Mean L2 error of interpolated images, NFE each way (95%)", wide("error"), notes)
     if "feature_error" in table:
-        title = "The same in the features of the digits classifier, mean (95%)"
+        title = "The same in the features of the classifier, mean (95%)"
         tables.show(title, wide("feature_error"))
 
 

@@ -256,6 +256,11 @@ class Problem(Model):
     def to(self, like: Tensor) -> Self:
         """Return the same problem in the dtype and on the device of a tensor, with a bill of its own."""
 
+    @property
+    def note(self) -> str:
+        """What is to be said wherever a distance to the data is told; empty if nothing is."""
+        return ""
+
     def nearest(self, x: Tensor) -> Tensor | None:
         """Return the index of the component of the data that each state is nearest to, shape (...).
 

@@ -103,16 +103,19 @@ def as_they_are(x: Tensor) -> Tensor:
 
 
 def classifier(problem: Problem) -> Features | None:
-    """Return the 64 features of the digits classifier; None for problems that are not of its images."""
-    if problem.event_shape != torch.Size((1, 8, 8)):
-        return None
-    return Features("digits classifier", by_digits())
+    """Return the 64 features of the shipped classifier of images of this shape; None if there is none."""
+    known = CLASSIFIERS.get(tuple(problem.event_shape))
+    return None if known is None else Features(f"{known[0]} classifier", by_classifier(known[1]))
 
 
-@lru_cache(maxsize=1)
-def by_digits() -> Seen:
-    """Return what the classifier of the digits sees."""
-    return Seen(classifiers.shipped(), as_they_are, (by_digits, ()))
+CLASSIFIERS = {(1, 8, 8): ("digits", "digits"), (3, 16, 16): ("CIFAR-10", "cifar10-16")}
+"""What the shipped classifiers know, and their names, by the shape of the images that they see."""
+
+
+@lru_cache(maxsize=2)
+def by_classifier(name: str) -> Seen:
+    """Return what a shipped classifier sees; see ``problems.images.classifier.shipped``."""
+    return Seen(classifiers.shipped(name), as_they_are, (by_classifier, (name,)))
 
 
 def by_inception(path: Path) -> Seen:

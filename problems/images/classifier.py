@@ -123,9 +123,14 @@ def load(path: Path) -> tuple[Classifier, dict[str, Any]]:
     return classifier.eval().requires_grad_(False), stored.card
 
 
-def shipped() -> Classifier:
-    """Return the shipped classifier of the digits, with 64 features, frozen, float32 on the CPU.
+def shipped(name: str = "digits") -> Classifier:
+    """Return a shipped classifier, with 64 features, frozen, float32 on the CPU.
 
-    ``python -m problems.images.classify`` trains it.
+    ``python -m problems.images.classify`` trains them.
+
+    Parameters
+    ----------
+    name
+        ``digits`` or ``cifar10-16``.
     """
-    return load(SHIPPED)[0]
+    return load(SHIPPED.with_name(f"{name}-classifier.safetensors"))[0]

@@ -151,7 +151,7 @@ def distil(
     teacher = copy.deepcopy(network).to(place or torch.device("cpu")).requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        head = Head(config, shape.colours, shape.channels).to(place or torch.device("cpu"))
+        head = Head(config, shape.colours, shape.channels, shape.patch).to(place or torch.device("cpu"))
 
     def loss(random: torch.Generator) -> Tensor:
         batch = diffused(source, schedule, recipe.batch, shape.classes, forget, random)
@@ -296,7 +296,12 @@ def _of_this_suite(args: Any, network: Path, place: torch.device, state: Path) -
     name = args.data or described.get("name", "data that its card does not name")
     if args.data is None and name != "digits" and name not in MIXTURES:
         raise UsageError(f"{network} was trained on {name}; type --data and the path to it")
-    source = samples(name, described.get("noise", 0.0), flip=described.get("flip", False))
+    source = samples(
+        name,
+        described.get("noise", 0.0),
+        flip=described.get("flip", False),
+        resolution=described.get("resolution"),
+    )
     if source.card.get("sha256") != described.get("sha256"):
         raise UsageError(f"{network} was trained on other data than {name}; type --data PATH")
     aim = Objective(args.weight, args.noise_input, args.derivative_free)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from problems.images.layers import Conv, GroupNorm, SiLU
 from problems.images.unet import Block, ScoreNetwork
@@ -105,17 +106,20 @@ class Head(nn.Module):
         Channels of the images.
     features
         Channels of the score network's last features; the dimension of its embedding is four times this.
+    patch
+        Side of the squares of pixels that the score network takes as one place.
     """
 
-    def __init__(self, config: HeadConfig, colours: int, features: int) -> None:
+    def __init__(self, config: HeadConfig, colours: int, features: int, patch: int = 1) -> None:
         super().__init__()
         self.config = config
         channels, self._parameterisation = config.channels, PARAMETERISATIONS[config.parameterisation]
-        self.stem = Conv(2 * colours + features, channels)
+        self._patch = patch
+        self.stem = Conv(2 * colours * patch**2 + features, channels)
         self.blocks = nn.ModuleList(Block(channels, channels, 4 * features) for _ in range(config.blocks))
         self.norm = GroupNorm(8, channels)
         self.act = SiLU()
-        self.out = Conv(channels, self._parameterisation.outputs * colours)
+        self.out = Conv(channels, self._parameterisation.outputs * colours * patch**2)
         nn.init.zeros_(self.out.weight)
 
     def forward(
@@ -139,8 +143,10 @@ class Head(nn.Module):
             ε, the last features and the embedding of the score network at this state.
         """
         x = xbar * (1.0 + gamma * gamma) ** -0.5
-        h = self.stem(torch.cat([features, x, eps], 1))
+        images = functional.pixel_unshuffle(torch.cat([x, eps], 1), self._patch)
+        h = self.stem(torch.cat([features, images], 1))
         for block in self.blocks:
             h = block(h, embedding)
-        k = self.out(self.act(self.norm(h))).chunk(self._parameterisation.outputs, 1)
+        outputs = functional.pixel_shuffle(self.out(self.act(self.norm(h))), self._patch)
+        k = outputs.chunk(self._parameterisation.outputs, 1)
         return self._parameterisation.combine(network, k, xbar, eps, gamma)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from problems.autodiff import Autodiff
 from problems.bill import Bill, Tariff
+from problems.console import UsageError
 from problems.images import checkpoints
 from problems.images.checkpoints import Checkpoint, CheckpointError
 from problems.images.head import Head, HeadConfig
@@ -51,6 +54,8 @@ class Learned(Labelled):
         Returns the training data, for ``sample``.
     tariff
         Prices of derivatives in evaluations of the network.
+    note
+        See ``Problem.note``.
 
     Raises
     ------
@@ -65,6 +70,7 @@ class Learned(Labelled):
         head: Head | None = None,
         data: Callable[[], Samples] | None = None,
         tariff: Tariff = Tariff(),
+        note: str = "",
     ) -> None:
         config = network.config
         shape, classes = (config.colours, config.size, config.size), config.classes
@@ -73,6 +79,7 @@ class Learned(Labelled):
         super().__init__(network.schedule, config.data_std, shape, classes, none, labels, draw, tariff)
         self.network: ScoreNetwork = frozen(copy.deepcopy(network))
         self.head: Head | None = None if head is None else frozen(copy.deepcopy(head))
+        self._note = note
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,6 +90,11 @@ class Learned(Labelled):
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device
+
+    @property
+    def note(self) -> str:
+        """See ``Problem.note``."""
+        return self._note
 
     @property
     def distilled(self) -> Distilled | None:
@@ -127,7 +139,8 @@ class Learned(Labelled):
         """Return the number of states per pass: all, unless coefficients are remembered on a CPU."""
         if order == 1 or x.device.type != "cpu":
             return max(1, len(x))
-        return max(1, REMEMBERED // (self.network.config.channels * x[0, 0].numel()))
+        config = self.network.config
+        return max(1, REMEMBERED * config.patch**2 // (config.channels * x[0, 0].numel()))
 
 
 class Distilled(Wrapper):
@@ -189,6 +202,53 @@ class Distilled(Wrapper):
         return push
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a network was trained on, as its card says; see ``sources.samples``.
+
+    Attributes
+    ----------
+    name, noise, flip, resolution
+        Arguments of ``sources.samples``.
+    sha256
+        Of the images; None if the card does not say.
+    """
+
+    name: str = ""
+    noise: float = 0.0
+    flip: bool = False
+    resolution: int | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any]) -> Origin:
+        """Return what a card says of the data."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in card.items() if name in known})
+
+    def samples(self) -> Samples:
+        """Return the data, which are read once.
+
+        Raises
+        ------
+        ValueError
+            If they are not there, or are other data of the same name.
+        """
+        return _read(self)
+
+
+@functools.lru_cache(maxsize=2)
+def _read(origin: Origin) -> Samples:
+    try:
+        found = samples(origin.name, origin.noise, flip=origin.flip, resolution=origin.resolution)
+    except UsageError as error:
+        where = f"run where {origin.name} lies" if origin.name else "their name is not on its card"
+        raise ValueError(f"the data that this network was trained on are not at hand; {where}") from error
+    if origin.sha256 not in (None, found.card.get("sha256")):
+        raise ValueError(f"{origin.name} is not the data of this name that the network was trained on")
+    return found
+
+
 def _drawn(data: Callable[[], Samples], n: int, generator: torch.Generator) -> Tensor:
     """Draw ``n`` training images."""
     return data().draw(n, generator)[0]
@@ -222,18 +282,14 @@ def load(path: Path, head: Path | None = None) -> tuple[Learned, dict[str, Any]]
     stored = checkpoints.load(path, "score network")
     try:
         config = _config(Config, stored.card["config"])
-        about, origin = dict(stored.card["schedule"]), dict(stored.card.get("data", {}))
+        about, origin = dict(stored.card["schedule"]), Origin.of(stored.card.get("data", {}))
         network = ScoreNetwork(config, SCHEDULES[about.pop("name")](**about))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no network of this suite ({error})") from None
     checkpoints.fill(network, stored, path)
-    data = functools.partial(
-        samples, origin.get("name", ""), origin.get("noise", 0.0), flip=origin.get("flip", False)
-    )
-    if head is None:
-        return Learned(network, data=data), stored.card
-    trained, costs = _head(head, network, stored)
-    return Learned(network, head=trained, data=data, tariff=costs), stored.card
+    trained, costs = (None, Tariff()) if head is None else _head(head, network, stored)
+    note = str(stored.card.get("data", {}).get("note", ""))
+    return Learned(network, head=trained, data=origin.samples, tariff=costs, note=note), stored.card
 
 
 def shipped(name: str) -> Learned:
@@ -242,7 +298,8 @@ def shipped(name: str) -> Learned:
     Parameters
     ----------
     name
-        ``digits``, ``digits-classes``, ``digits-gaussians``, ``digits-positional`` or ``digits-fourier``.
+        ``digits``, ``digits-classes``, ``digits-gaussians``, ``digits-positional``, ``digits-fourier`` or
+        ``cifar10-16``.
     """
     path = weights(name)
     head = weights(f"{name}-head")
@@ -260,7 +317,8 @@ def _head(path: Path, network: ScoreNetwork, about: Checkpoint) -> tuple[Head, T
         raise CheckpointError(f"the head {path} was distilled from another network; distil one from this")
     try:
         config, costs = _config(HeadConfig, stored.card["config"]), Tariff(**stored.card["tariff"])
-        head = Head(config, network.config.colours, network.config.channels)
+        about_network = network.config
+        head = Head(config, about_network.colours, about_network.channels, about_network.patch)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no head of this suite ({error})") from None
     checkpoints.fill(head, stored, path)

@@ -122,7 +122,9 @@ class Config:
         halvings = len(self.multipliers) - 1
         counts = (self.channels, self.blocks, self.colours, self.patch, *(self.multipliers or (0,)))
         if min(counts) < 1 or self.channels % 8:
-            raise ValueError("channels must be a multiple of 8; the other counts at least 1")
+            raise ValueError(
+                "channels must be a multiple of 8; blocks, patch, colours and multipliers at least 1"
+            )
         if self.classes < 0 or not 0.0 < self.data_std < math.inf:
             raise ValueError("classes must not be negative, data_std must be positive and finite")
         if self.size < 1 or self.size % (self.patch * 2**halvings):

@@ -6,7 +6,7 @@ from mpmath import mp, mpf
 from torch import nn
 from torch.nn import functional
 
-from problems.images.layers import Conv, Dense, GroupNorm, SiLU, Tape, nestable
+from problems.images.layers import Attention, Conv, Dense, GroupNorm, SiLU, Tape, nestable, product, softmax
 from problems.images.unet import Block
 from tests.networks import randomised
 
@@ -95,6 +95,43 @@ def test_coefficients_of_silu_far_out(shift):
         assert relative(value, truth) <= 2e-14
 
 
+def test_coefficients_of_the_softmax():
+    """The one row of three scores: exp(x)/Σ exp(x), typed."""
+
+    def typed(values):
+        powers = [mp.exp(v) for v in values]
+        return [p / mp.fsum(powers) for p in powers]
+
+    x = path((3,))
+    for value, truth in zip(through(softmax, x), exact(typed, x), strict=True):
+        assert relative(value, truth) <= 5e-15
+
+
+def test_coefficients_of_a_product_are_those_of_the_product_of_polynomials():
+    x, y = path((2, 3)), path((3, 2), seed=1)
+    tape, values = Tape(), []
+    for a, b in zip(x, y, strict=True):
+        tape.advance()
+        values.append(product(torch.matmul, a, b, tape))
+    for j, value in enumerate(values):
+        assert relative(value, sum(x[i] @ y[j - i] for i in range(j + 1))) <= 1e-15
+    assert torch.equal(product(torch.matmul, x[0], y[0], None), values[0])
+
+
+def test_attention_is_torchs():
+    """Torch's own layer of two heads, given the same weights, with the residual connection around it."""
+    layer = randomised(Attention(128))
+    peer = nn.MultiheadAttention(128, 2, batch_first=True, dtype=F64).requires_grad_(False)
+    peer.in_proj_weight.copy_(layer.ask.weight[:, :, 0, 0])
+    peer.in_proj_bias.copy_(layer.ask.bias)
+    peer.out_proj.weight.copy_(layer.out.weight[:, :, 0, 0])
+    peer.out_proj.bias.copy_(layer.out.bias)
+    x = path((2, 128, 2, 3))[0]
+    places = layer.norm(x).flatten(2).transpose(1, 2)
+    truth = x + peer(places, places, places)[0].transpose(1, 2).reshape(x.shape)
+    assert relative(layer(x), truth) <= 1e-14
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_coefficients_of_group_norm(groups):
     """Sums of up to seven products of three coefficients each: a few tens of roundings of 1e-16."""
@@ -161,8 +198,8 @@ def test_memory_format_does_not_matter():
         assert relative(a, b) <= 1e-15
 
 
-def block():
-    return randomised(Block(8, 16, 8))
+def block(**kind):
+    return randomised(Block(8, 16, 8, **kind))
 
 
 def pushed(network, coefficients, embedding, tape, between=lambda: None):
@@ -174,10 +211,11 @@ def pushed(network, coefficients, embedding, tape, between=lambda: None):
     return values
 
 
-def test_a_block_is_its_layers_one_after_the_other():
+@pytest.mark.parametrize("kind", [{}, {"modulation": "scale-shift", "attention": True}], ids=repr)
+def test_a_block_is_its_layers_one_after_the_other(kind):
     """Three derivatives of a residual block by nested forward mode, without a tape."""
-    network, x, e = block(), path(length=4), path((1, 8), seed=1, length=4)
-    plain = nestable(block())
+    network, x, e = block(**kind), path(length=4), path((1, 8), seed=1, length=4)
+    plain = nestable(block(**kind))
 
     def along(h):
         def at(c):

@@ -61,6 +61,26 @@ def test_jets_are_those_of_nested_differentiation(embedding, prediction):
     agree(model.jet(x, 0.4, 4), model.nested().jet(x, 0.4, 4))
 
 
+def test_jets_of_patches_attention_and_scaled_embeddings():
+    config = replace(CLASSES, size=8, colours=2, patch=2, attention=True, modulation="scale-shift")
+    model, x = Learned(network(config), torch.tensor([2, 0, 1])), states(3, config)
+    agree(model.jet(x, 0.4, 3), model.nested().jet(x, 0.4, 3))
+
+
+def test_patches_are_the_channels_of_a_network_of_their_places():
+    config = replace(TINY, size=8, patch=2)
+    whole, of_places = network(config), network(replace(TINY, size=4, colours=4))
+    assert {k: v.shape for k, v in whole.state_dict().items()} == {
+        k: v.shape for k, v in of_places.state_dict().items()
+    }
+    x, gamma = states(3, config), torch.full((1, 1, 1, 1), 0.7, dtype=F64)
+
+    def places(images):
+        return torch.stack([images[:, 0, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)
+
+    assert torch.equal(places(whole(x, gamma)), of_places(places(x), gamma))
+
+
 def test_jets_of_order_five():
     model, x = Learned(network()), states(1)
     agree(model.jet(x, 0.4, 5), model.nested().jet(x, 0.4, 5))
@@ -397,6 +417,8 @@ def test_heads_that_cannot_be(choice):
         {"data_std": math.nan},
         {"embedding": "smooth"},
         {"prediction": "x0"},
+        {"modulation": "both"},
+        {"patch": 0},
     ],
     ids=repr,
 )

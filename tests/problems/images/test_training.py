@@ -19,7 +19,7 @@ from problems.console import UsageError
 from problems.images import checkpoints, train
 from problems.images.score import load
 from problems.images.sources import Samples, samples
-from problems.images.training import Recipe, fit, generator, stratified
+from problems.images.training import LEVELS, Recipe, fit, generator, stratified
 from problems.images.unet import Config
 
 ROOT = Path(__file__).parents[3]
@@ -57,7 +57,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_been(tmp_path, monkeypa
     assert subprocess.run(typed, cwd=ROOT, env=environment, check=False).returncode == -signal.SIGKILL
     state = tmp_path / "cut.state"
     assert state.exists()
-    assert not (tmp_path / "cut.safetensors").exists()
+    assert load(tmp_path / "cut.safetensors")[1]["steps"] == 50
     assert command(tmp_path / "cut", *line) == 0
     whole, cut = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("whole", "cut"))
     assert cut == whole
@@ -127,6 +127,30 @@ def test_cut_off_twice(tmp_path, whole):
 def test_the_state_of_another_run_is_refused(interrupted, other):
     with pytest.raises(UsageError, match="other settings"):
         fitted(interrupted, **other)
+
+
+def test_what_was_reached_is_told_each_time_the_state_is_kept(tmp_path, whole):
+    told = []
+    module = Line()
+    target = torch.tensor([1.0, -2.0, 3.0])
+
+    def loss(source):
+        return (module.weight - target + 0.1 * torch.randn(3, generator=source)).square().sum()
+
+    recipe = Recipe(steps=150, batch=1, lr=0.05, warmup=10, ema=0.9)
+    fit(module, loss, recipe, tmp_path / "x", {}, every=50, quiet=True, kept=told.append)
+    assert [found.steps for found in told] == [50, 100]
+    assert [found.losses for found in told] == [whole.losses[:1], whole.losses[:2]]
+    assert not torch.equal(told[0].tensors["weight"], told[1].tensors["weight"])
+
+
+def test_weight_decay_pulls_weights_to_zero(tmp_path):
+    """Decoupled (Loshchilov & Hutter 2019): without a gradient, each step multiplies by 1 - lr decay."""
+    module = Line()
+    module.weight.data += 1.0
+    recipe = Recipe(steps=4, batch=1, lr=0.1, warmup=0, decay="constant", ema=0.0, weight_decay=0.5)
+    found = fit(module, lambda _: 0.0 * module.weight.sum(), recipe, tmp_path / "x", {}, quiet=True)
+    assert found.tensors["weight"] == pytest.approx(torch.full((3,), 0.95**4), rel=1e-6)
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
@@ -293,6 +317,28 @@ def test_training_a_network_lowers_the_loss_to_that_of_the_exact_score(tmp_path)
     assert losses[-1] < losses[0]
 
 
+def test_log_normal_levels():
+    """Nine in ten are N(-1, 1.3²) in log γ, one in ten uniform over the schedule's: exact to the strata."""
+    n = 2000
+    gamma = LEVELS["log-normal"].gamma(VP(), n, generator(0, 0)).log().sort().values
+    low, high = math.log(VP().gamma(1e-3)), math.log(VP().gamma(1.0))
+    normal = torch.distributions.Normal(-1.0, 1.3)
+    share = 0.1 * (gamma - low) / (high - low) + 0.9 * normal.cdf(gamma)
+    inside = (gamma > low + 1e-9) & (gamma < high - 1e-9)  # what lies outside the schedule is put on its ends
+    places = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    assert inside.double().mean() > 0.99
+    assert (share - places)[inside].abs().max() <= 2.0 / n
+    assert gamma.min() >= low - 1e-12
+    assert gamma.max() <= high + 1e-12
+
+
+def test_log_normal_weights_make_the_error_of_the_u_net():
+    """|ε - ε'|² times the weight is |F - F'|², ε = skip x̄ + s (s² + γ²)^(-1/2) F."""
+    gamma, std = torch.tensor([0.1, 1.0, 20.0], dtype=torch.float64), 0.5
+    gain = std * (std**2 + gamma**2) ** -0.5
+    assert torch.allclose(LEVELS["log-normal"].weight(gamma, std) * gain**2, torch.ones(3).double())
+
+
 # --- the command
 
 
@@ -350,6 +396,12 @@ MISTAKES = {
     "--clip 0": "clip",
     "--warmup -1": "warm",
     "--noise -1": "noise",
+    "--memory 1": "memory",
+    "--weight-decay -1": "weight decay",
+    "--patch 3": "in patches of 3",
+    "--resolution 3": "blocks do not divide",
+    "--resume nowhere.safetensors": "nowhere.safetensors is missing",
+    "--data digits-gaussians --resolution 4": "cannot be mirrored or averaged",
 }
 
 
@@ -373,6 +425,22 @@ def test_a_state_of_other_settings_leaves_with_2_and_fresh_begins_anew(tmp_path,
     assert not (tmp_path / "x.safetensors").exists()
     assert command(tmp_path / "x", "--steps", "2", "--fresh") == 0
     assert not (tmp_path / "x.state").exists()
+
+
+def test_resuming_from_weights_begins_with_them_and_keeps_their_architecture(short, tmp_path, capsys):
+    """With a learning rate of 1e-30 nothing moves: what is written is what was given, in half precision."""
+    more = ("--steps", "1", "--lr", "1e-30", "--halves", "--conditional")
+    assert command(tmp_path / "b", *more, "--resume", str(short / "a.safetensors")) == 0
+    (given, before), (found, card) = load(short / "a.safetensors"), load(tmp_path / "b.safetensors")
+    assert found.network.config == given.network.config
+    assert card["resumed"] == before
+    for a, b in zip(found.network.parameters(), given.network.parameters(), strict=True):
+        assert torch.equal(a, b.half().float())
+    stored = checkpoints.read(tmp_path / "b.safetensors")[0]
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    with pytest.raises(SystemExit):
+        command(tmp_path / "c", "--steps", "1", "--resume", str(short / "a.safetensors"))
+    assert "10 classes and 1 x 8 pixels does not fit data of 0 classes" in capsys.readouterr().err
 
 
 def test_a_diverging_run_leaves_with_1(tmp_path, capsys):
