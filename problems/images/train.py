@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import shlex
 import sys
@@ -228,7 +227,7 @@ def command(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"images must be square, those of {args.data} are {tuple(source.shape)}")
         if args.conditional and not source.classes:
             raise UsageError(f"{args.data} has no class labels; leave --conditional out")
-        start = None
+        start, before = None, None
         try:
             config = Config(
                 size=source.shape[-1],
@@ -245,8 +244,8 @@ def command(argv: Sequence[str] | None = None) -> int:
                 data_std=source.std,
             )
             if args.resume is not None:
-                given = load(args.resume)[0].network
-                config, start = _continued(given.config, config), given.state_dict()
+                model, before = load(args.resume)
+                config, start = _continued(model.network.config, config), model.network.state_dict()
         except ValueError as error:
             raise UsageError(str(error)) from error
         path = args.out.with_name(args.out.name + ".safetensors")
@@ -257,11 +256,12 @@ def command(argv: Sequence[str] | None = None) -> int:
 
         def keep(fitted: Fitted) -> None:
             about = card("score network", recipe(args), fitted, typed(p, argv))
-            about |= {"images_seen": fitted.steps * args.batch, "levels": args.levels}
+            about |= {"levels": args.levels, "images_seen": fitted.steps * args.batch}
             about["config"], about["data"] = dataclasses.asdict(config), source.card
             about["schedule"] = {"name": type(schedule).__name__, **dataclasses.asdict(schedule)}
-            if args.resume is not None:
-                about["resumed"] = json.loads(args.resume.with_suffix(".json").read_text(encoding="utf-8"))
+            if before is not None:
+                about["resumed"] = before
+                about["images_seen"] += before.get("images_seen", 0)
             checkpoints.save(path, written(fitted.tensors, args.halves), about)
 
         _, fitted = train(

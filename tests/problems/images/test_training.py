@@ -434,6 +434,7 @@ def test_resuming_from_weights_begins_with_them_and_keeps_their_architecture(sho
     (given, before), (found, card) = load(short / "a.safetensors"), load(tmp_path / "b.safetensors")
     assert found.network.config == given.network.config
     assert card["resumed"] == before
+    assert card["images_seen"] == 4 + before["images_seen"] == 16
     for a, b in zip(found.network.parameters(), given.network.parameters(), strict=True):
         assert torch.equal(a, b.half().float())
     stored = checkpoints.read(tmp_path / "b.safetensors")[0]
