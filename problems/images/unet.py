@@ -6,7 +6,7 @@ Both map Taylor coefficients (see ``layers``): with a tape, the next coefficient
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -115,7 +115,11 @@ class Config:
     data_std: float = 1.0
 
     def __post_init__(self) -> None:
-        tables = {"embedding": EMBEDDINGS, "prediction": PREDICTIONS, "modulation": MODULATIONS}
+        tables: dict[str, Collection[str]] = {
+            "embedding": EMBEDDINGS,
+            "prediction": PREDICTIONS,
+            "modulation": MODULATIONS,
+        }
         for field, table in tables.items():
             if getattr(self, field) not in table:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; choose from {', '.join(table)}")
