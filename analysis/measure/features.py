@@ -108,7 +108,10 @@ def classifier(problem: Problem) -> Features | None:
     return None if known is None else Features(f"{known[0]} classifier", by_classifier(known[1]))
 
 
-CLASSIFIERS = {(1, 8, 8): ("digits", "digits"), (3, 16, 16): ("CIFAR-10", "cifar10-16")}
+CLASSIFIERS: dict[tuple[int, ...], tuple[str, str]] = {
+    (1, 8, 8): ("digits", "digits"),
+    (3, 16, 16): ("CIFAR-10", "cifar10-16"),
+}
 """What the shipped classifiers know, and their names, by the shape of the images that they see."""
 
 
