@@ -3,46 +3,43 @@
 Samples of every method, from the same latents, are compared with data in one feature space or several. A
 Fréchet distance has a bias that shrinks with the number of samples, and a floor: the distance of the accurate
 solution, below which a solver gets by chance or by an error that happens to help. So both are shown with it,
-and so is the error of the end points against the accurate ones, which knows no floor.
+and so are two numbers that know no floor: how much farther from the data the samples are than the accurate
+ones from the same latents, a paired difference, and the error of the end points against the accurate ones.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from analysis.command.arguments import add_budget, add_factors, add_solvers
+from analysis.command.arguments import add_budget, add_data, add_decoder, add_factors, add_solvers
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
+from analysis.measure import moments
 from analysis.measure.case import Case, case_of
-from analysis.measure.features import FEATURES, Features, classifier
-from analysis.measure.features import features as named
-from analysis.measure.quality import Judge
+from analysis.measure.comparison import Comparison, comparison, gathered, tabulated
+from analysis.measure.features import FEATURES, Features
+from analysis.measure.folders import folder_quality, folder_statistics, notes_of
+from analysis.measure.metrics import Moments
+from analysis.measure.named import Decoder
 from analysis.measure.rows import BUDGETS, rows_of
-from analysis.measure.shards import SIZE, Made, made_of, shards_of
-from analysis.measure.statistics import Bootstrap
+from analysis.measure.shards import COMPARED, EACH, SIZE, made_of, shards_of
 from analysis.methods import Coordinates, Grid, Method
 from analysis.methods.table import Asked
-from analysis.show import plots, quality, tables
+from analysis.show import folders, plots, quality, tables
 from analysis.show.factors import common, interval_of, reasons, wide, word
 from analysis.show.published import BEST, STRIDING
-from analysis.study.cells import Cell, Result, Study
+from analysis.study.cells import Cell, Study
 from problems import Problem
-from problems.console import Parser, UsageError
+from problems.console import Parser, UsageError, positive
 
-Array = NDArray[np.float64]
-
-MEASURED = ("nfe", "jvp", "head", "error", "error_low", "error_high")
 DEFAULT = ("ddim", "ttm2", "s-pndm", "f-pndm", "euler-maruyama")
 
 
@@ -55,9 +52,39 @@ def arguments(p: Parser) -> None:
         "--features",
         nargs="+",
         metavar="NAME",
-        help=f"what samples are compared in: {', '.join(FEATURES)}, or a file of Inception-v3 weights, for "
-        "the FID (default: classifier, where one is shipped for such images, and pixels)",
+        help=f"what samples are compared in: {', '.join(FEATURES)}; a file of Inception-v3 weights, for the "
+        "FID; or your own, module:function, file.py:function or a TorchScript file, whose code is run "
+        "(default: classifier, where one is shipped for such images, and pixels)",
     )
+    add_data(p, "data with which samples are compared")
+    p.add_argument(
+        "--data-samples",
+        type=positive,
+        metavar="N",
+        help=f"data with which samples are compared (default: {EACH} a sample, at most {COMPARED} or as many "
+        "as samples; never more than --data holds)",
+    )
+    p.add_argument(
+        "--reference",
+        type=Path,
+        metavar="STATS.npz",
+        help="statistics with which samples are compared in the first of the features, instead of data: mu "
+        "and sigma, as EDM and pytorch-fid write them",
+    )
+    p.add_argument(
+        "--write-reference",
+        type=Path,
+        metavar="STATS.npz",
+        help="write such a file of the data, in the first of the features",
+    )
+    p.add_argument(
+        "--folders",
+        nargs="+",
+        metavar="PATH",
+        help="compare two folders, zip or npz files of images instead, the first with the second, without a "
+        "model; with --write-reference one is enough",
+    )
+    add_decoder(p, "samples are compared after it, with --data that are images")
     p.add_argument("--sheets", action="store_true", help="write sheets of samples too")
     p.add_argument("--dry-run", action="store_true", help="only list what would be measured, and how long")
 
@@ -74,6 +101,9 @@ def sample_quality(
     afs: str = "off",
     denoise: str = "on",
     features: Sequence[str | Features] | None = None,
+    decode: str | None = None,
+    reference: str | Path | None = None,
+    data: int | None = None,
     study: Study | None = None,
 ) -> pd.DataFrame:
     """Return how far the samples of methods are from data, as a tidy table.
@@ -81,7 +111,8 @@ def sample_quality(
     Parameters
     ----------
     problem
-        What is sampled; anything that ``Case`` takes, or a case of at least 4 samples.
+        What is sampled; anything that ``Case`` takes, or a case of at least 4 samples. Data of one's own are
+        ``Case(problem, given=given(PATH))``.
     methods
         The methods; see ``analysis.methods.chosen``.
     nfe, steps
@@ -97,20 +128,27 @@ def sample_quality(
     features
         In which samples are compared: names, see ``analysis.measure.features.features``, or values. By
         default the shipped classifier of such images, if there is one, and pixels, which are always added.
+    decode
+        A latent decoder that is applied to samples first; see ``analysis.measure.named.Decoder``.
+    reference
+        File of statistics that stand for the data in the first of the features.
+    data
+        Number of data; by default 20 a sample, at most 10,000 or as many as samples.
     study
         Where results are kept; nowhere by default.
 
     Returns
     -------
     A row for each method, factor, budget and feature, the accurate solution's first (``solver`` is
-    ``accurate``). Columns: those of ``analysis.measure.quality.quality_of``; ``error``, the mean L2 distance
-    in x from the accurate ends with its 95% interval, for methods that are not random; ``nfe``, ``jvp``,
-    ``head``; ``note``, why a row could not be measured.
+    ``accurate``). Columns: those of ``analysis.measure.quality.quality_of``; ``gap``, how much larger the
+    Fréchet distance is than that of the accurate samples, paired, with its interval; ``error``, the mean L2
+    distance in x from the accurate ends with its 95% interval, for methods that are not random; ``nfe``,
+    ``jvp``, ``head``; ``note``, why a row could not be measured.
 
     Raises
     ------
     ValueError
-        If there are too few samples, no such features, or a method cannot do what is asked for.
+        If there are too few samples, no such features or no data, or a method cannot do what is asked for.
     ArithmeticError
         If no row could be measured.
     """
@@ -126,89 +164,69 @@ def sample_quality(
         afs=afs,
         denoise=denoise,
     )
-    made = made_of(case, rows, looks(case.problem, features), study or Study())
-    return tabulated(case, made, "steps" if steps else "nfe")
-
-
-def looks(problem: Problem, features: Sequence[str | Features] | None) -> tuple[Features, ...]:
-    """Return the features in which samples are compared: those asked for, in their order, then pixels."""
-    asked = features or (("pixels",) if classifier(problem) is None else ("classifier", "pixels"))
-    found = [one if isinstance(one, Features) else named([one], problem)[0] for one in (*asked, "pixels")]
-    return tuple({look.name: look for look in found}.values())
-
-
-def tabulated(case: Case, made: Made, unit: str) -> pd.DataFrame:
-    """Return the tidy table: a line for each row and each feature, the accurate solution's first.
-
-    Parameters
-    ----------
-    case
-        Whose samples were made.
-    made
-        The samples; see ``analysis.measure.shards.made_of``.
-    unit
-        Of the budgets: ``nfe`` or ``steps``.
-    """
-    n = case.samples
-    bootstrap = Bootstrap(n)
-    states = next(name for name in made.truth[0].arrays if name in ("pixels", "coordinates"))
-    own_error = max(float(r.arrays["reference_error"]) for r in made.accurate)
-    everywhere = {**case.config, "reference_error": own_error}
-
-    def gathered(parts: Sequence[Result], name: str) -> Array:
-        return np.concatenate([part.arrays[name] for part in parts])
-
-    lines: list[dict[str, Any]] = []
-    for name in made.truth[0].arrays:
-        judge = Judge(gathered(made.truth, name), bootstrap)
-        for denoised in (False, True):
-            samples = gathered(made.accurate, _prefix(denoised) + name)[:n]
-            about = {"solver": "accurate", "denoise": denoised, "note": "", "feature": name}
-            lines.append({**everywhere, **about, **judge(samples)})
-        for row, parts in made.rows:
-            line = {**everywhere, **row.factors, "budget": row.budget, "steps": row.steps or None}
-            line |= {"feature": name, "note": row.note, **dict.fromkeys(MEASURED, math.nan)}
-            if not row.note:
-                bills = ("nfe", "jvp", "head")
-                line |= {bill: float(np.mean([part.arrays[bill] for part in parts])) for bill in bills}
-                line["budget"] = row.budget or line["nfe"]  # methods that choose their own steps have none
-                line |= judge(gathered(parts, name)[:n])
-            if not row.note and not row.method.random:
-                exact = gathered(made.accurate, _prefix(row.method.denoise) + states)
-                apart = gathered(parts, states) - exact
-                error = bootstrap.means(np.linalg.norm(apart[:n], axis=1)[None])
-                line |= {"error": float(error.value[0])}
-                line |= {"error_low": float(error.low[0]), "error_high": float(error.high[0])}
-            lines.append(line)
-    return pd.DataFrame(lines).rename(columns={"budget": f"{unit}_budget"})
-
-
-def _prefix(denoised: bool) -> str:
-    return "denoised " if denoised else ""
+    decoder = None if decode is None else Decoder(decode, case.problem.event_shape)
+    file = None if reference is None else Path(reference)
+    compared = comparison(case, features, decoder=decoder, reference=file, data=data)
+    made = made_of(case, rows, compared.view, study or Study(), compared.against, data)
+    return tabulated(case, made, compared, "steps" if steps else "nfe")
 
 
 def measure(session: Session) -> Outcome | None:
     """Measure what was asked for, or only tell what that would be."""
+    if session.args.folders:
+        return of_folders(session)
     session = session.usual(DEFAULT)
-    args, case = session.args, session.case
-    if args.sheets and len(case.problem.event_shape) != 3:
+    args, case, decoder = session.args, session.case, session.decoder
+    if args.sheets and len(case.problem.event_shape if decoder is None else decoder.shape) != 3:
         raise UsageError(f"{case.name} has no images; leave out --sheets")
-    seen = looks(case.problem, args.features)
+    compared = comparison(
+        case, args.features, decoder=decoder, reference=args.reference, data=args.data_samples
+    )
+    if args.write_reference and compared.shown[0] not in {f.name for f in compared.against.features}:
+        raise UsageError(
+            "there are no data of which to write statistics; leave out --reference, or type --data"
+        )
     rows = session.rows(args.steps or args.nfe or BUDGETS)
+    how = (compared.against, compared.data)
     try:
         if args.dry_run:
-            announce(session, [cell for group in shards_of(case, rows, seen) for cell in group])
+            announce(
+                session, [cell for group in shards_of(case, rows, compared.view, *how) for cell in group]
+            )
             return None
-        made = made_of(case, rows, seen, session.study)
+        made = made_of(case, rows, compared.view, session.study, *how)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Outcome(tabulated(case, made, "steps" if args.steps else "nfe"), extra=(seen, made.rows))
+    if args.write_reference:
+        moments.written(
+            args.write_reference, Moments.of(gathered(made.truth, compared.shown[0])), compared.shown[0]
+        )
+    return Outcome(tabulated(case, made, compared, "steps" if args.steps else "nfe"), extra=(compared, made))
+
+
+def of_folders(session: Session) -> Outcome:
+    """Compare two folders or files of images, or write the statistics of one."""
+    args = session.args
+    if len(args.folders) > 2 or (len(args.folders) == 1 and not args.write_reference):
+        raise UsageError("type two folders after --folders, or one and --write-reference STATS.npz")
+    if args.dry_run or args.data or args.reference or args.decode:
+        raise UsageError("--folders takes no model: leave out --data, --reference, --decode and --dry-run")
+    how: dict[str, Any] = {"device": args.device, "study": session.study}
+    if args.write_reference:
+        found, look = folder_statistics(args.folders[-1], args.features, **how)
+        moments.written(args.write_reference, found, look.name)
+        print(f"{args.write_reference}: mu and sigma of {found.n} images of {args.folders[-1]}, {look.name}")
+    if len(args.folders) == 1:
+        return Outcome(pd.DataFrame([{"data": args.folders[0], "images": found.n}]), name="fid-reference")
+    one, two = args.folders
+    table = folder_quality(one, two, args.features, seed=args.seed, **how)
+    return Outcome(table, name="fid-folders")
 
 
 def announce(session: Session, cells: Sequence[Cell]) -> None:
     """Print what would be measured, and how long it would take in this process."""
     absent = session.study.missing(cells)
-    case = session.case.but(samples=min(SIZE, session.case.batch))
+    case = session.case.but(samples=min(SIZE, session.case.samples, session.case.batch))
     x, t = case.cast(case.latents), case.problem.schedule.start
     case.working(x, t)
     began = time.perf_counter()
@@ -219,7 +237,7 @@ def announce(session: Session, cells: Sequence[Cell]) -> None:
         about = {k: word(v) for k, v in cell.config.items() if k not in ("shard", *session.config)}
         lines.setdefault(repr(about), {**about, "shards": 0})["shards"] += 1
     store = session.study.store
-    notes = [f"{len(absent)} of {len(cells)} shards of {SIZE} samples"]
+    notes = [f"{len(absent)} of {len(cells)} shards of {SIZE} samples, or of what is left of them"]
     if store is not None:
         notes[0] += f"; the others are in {store.path}"
     notes.append(f"about {seconds / 60:.1f} minutes in one process")
@@ -228,50 +246,72 @@ def announce(session: Session, cells: Sequence[Cell]) -> None:
 
 def report(session: Session, outcome: Outcome) -> None:
     """Print the tables of distances and errors, keep these and all others for the files."""
-    table, (seen, _) = outcome.table, outcome.extra
-    shown = _shown(session, seen)
+    if session.args.folders:
+        if outcome.name == "fid-folders":
+            one, two = session.args.folders
+            folders.report(outcome.table, one, two, notes_of(one, two))
+        return
+    table, (compared, made) = outcome.table, outcome.extra
     budget, unit = ("steps_budget", "steps") if session.args.steps else ("nfe_budget", "NFE")
     solvers = table[table["solver"] != "accurate"]
     sections: list[tuple[str, pd.DataFrame, list[str]]] = []
     others: list[tuple[str, pd.DataFrame, list[str]]] = []
-    for look in seen:
+    for look in compared.judged:
         here = solvers[solvers["feature"] == look.name]
         floor = table[(table["feature"] == look.name) & (table["solver"] == "accurate")]
-        said = [session.case.problem.note] if session.case.problem.note else []
-        notes = [f"{session.case.samples} samples; fewer give larger distances", *said] + [
+        size = sum(len(part.arrays[look.name]) for part in made.truth if look.name in part.arrays)
+        about = _against(session, compared, look, size)
+        notes = [f"{session.case.samples} samples; fewer give larger distances", *about] + [
             _floor_in_words(r) for _, r in floor[floor["denoise"].isin(here["denoise"])].iterrows()
         ]
         full = wide(here, budget, unit, interval_of("frechet"))
-        (sections if look.name in shown else others).extend(
+        gaps = wide(here, budget, unit, interval_of("gap"))
+        (sections if look.name in compared.shown else others).extend(
             [
                 (f"{look.distance}, best of all variants (95%)", _best(here, budget, unit), notes),
                 (f"{look.distance} (95%){common(here)}", full, notes),
+                (
+                    f"{look.distance} above the accurate samples' from the same latents (95%){common(here)}",
+                    gaps,
+                    ["an interval above 0: worse than the accurate solution; its upper end: at most by this"],
+                ),
             ]
         )
+        if here["kernel"].isna().all():
+            continue
         for what in ("precision", "recall"):
             title = f"Improved {what}, {look.name} (95%)"
-            others.append((title, wide(here, budget, unit, interval_of(what)), []))
+            others.append((title, wide(here, budget, unit, interval_of(what)), about))
         kernel = wide(here, budget, unit, lambda row: f"{row['kernel']:.3g}")
-        others.append((f"Kernel distance, {look.name}", kernel, []))
-    first = solvers[solvers["feature"] == seen[0].name]
+        others.append((f"Kernel distance, {look.name}", kernel, about))
+    first = solvers[solvers["feature"] == compared.judged[0].name]
     errors = first[first["error"].notna() | (first["note"] != "")]
     notes = [f"N/A: {solver} {note}" for solver, note in reasons(first)]
     notes += [f"accurate solution: own error {first['reference_error'].max():.1e}"]
     if (first["jvp"] > 0).any():
         notes.append("Jacobian-vector products come on top of the NFE (column jvp of the CSV)")
-    text = f"Mean L2 error of the end point in x (95%){common(errors)}"
+    where = "x, before decoding" if session.args.decode else "x"
+    text = f"Mean L2 error of the end point in {where} (95%){common(errors)}"
     sections.append((text, wide(errors, budget, unit, interval_of("error")), notes))
     for section in sections:
         tables.show(*section)
     for section in others:
         tables.keep(*section)
+    if session.args.write_reference:
+        print(f"\nmu and sigma of the data, {compared.shown[0]}: {session.args.write_reference}")
 
 
-def _shown(session: Session, seen: Sequence[Features]) -> list[str]:
-    """Return the names of the features that were asked for; pixels are measured anyway."""
-    asked = session.args.features
-    names = [look.name for look in seen]
-    return names if asked is None or "pixels" in asked else names[:-1]
+def _against(session: Session, compared: Comparison, look: Features, size: int) -> list[str]:
+    """Return what is to be said of the data, for the notes under a table."""
+    case, args = session.case, session.args
+    data = f"{size} data of {case.name}"
+    if case.given is not None:
+        data = f"{size} of the {len(case.given)} data in {args.data}"
+    if compared.reference is not None and look.name == compared.shown[0]:
+        known = f"mu and sigma in {args.reference}"
+        data = f"{known}; precision and recall with {data}" if size else known
+    note = case.note if size else ""
+    return [f"compared with {data}", *([note] if note else [])]
 
 
 def _floor_in_words(row: Any) -> str:
@@ -303,14 +343,20 @@ def _variant(row: Any) -> str:
 
 def draw(session: Session, outcome: Outcome) -> Mapping[str, Figure]:
     """Draw Fig. 5 and, with ``--sheets``, a sheet of the first samples of each row."""
-    (seen, rows), budget = outcome.extra, "steps_budget" if session.args.steps else "nfe_budget"
-    figures = {"": partial(quality.curves, outcome.table, _shown(session, seen), budget)}
-    for row, parts in rows if session.args.sheets else ():
+    if session.args.folders:
+        return {}
+    compared, made = outcome.extra
+    budget = "steps_budget" if session.args.steps else "nfe_budget"
+    shown = [look.name for look in compared.judged if look.name in compared.shown]
+    figures = {"": partial(quality.curves, outcome.table, shown, budget)}
+    for row, parts in made.rows if session.args.sheets else ():
         if not row.note:
             m = row.method
             tricks = [trick for trick, on in (("afs", m.afs), ("denoised", m.denoise)) if on]
             name = "-".join([row.solver, m.form.name, m.grid.name, *tricks, str(row.steps)])
-            images = parts[0].arrays["pixels"][:64].reshape(-1, *session.problem.event_shape)
+            decoder = compared.view.decoder
+            shape = session.problem.event_shape if decoder is None else decoder.shape
+            images = parts[0].arrays["pixels"][:64].reshape(-1, *shape)
             figures[f"-sheets/{name}"] = partial(quality.sheet, images)
     return plots.Later(figures)
 
@@ -326,6 +372,9 @@ EXPERIMENT = Experiment(
         "--problem digits-mixture --solvers ddim ttm2 --grids rho1.5 rho2.5",
         "--problem digits --scheduler tcp://localhost:8786",
         "--problem digits --samples 10000 --dry-run",
+        "--problem mine.py:make --data photos.zip --features mine.py:features",
+        "--problem digits --samples 250 --data digits --write-reference digits.npz",
+        "--folders samples/ photos.zip --features classifier",
     ),
     arguments=arguments,
     measure=measure,

@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.command.arguments import add_budget, add_factors, add_solvers
+from analysis.command.arguments import add_budget, add_data, add_decoder, add_factors, add_solvers
 from analysis.command.experiment import Experiment, Outcome, Variant
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
 from analysis.measure.ends import ends
+from analysis.measure.features import Features, decoded
+from analysis.measure.given import need_data
 from analysis.measure.rows import BUDGETS, Row, cost, rows_of, taken_whole, tariff
 from analysis.measure.statistics import Bootstrap, Interval, medians, share
 from analysis.methods import (
@@ -37,7 +39,7 @@ from analysis.show import plots, tables
 from analysis.show.factors import common, interval_of, reasons, titled, varying, wide, word
 from analysis.study.cells import Study
 from problems import Problem, Tariff
-from problems.console import Parser
+from problems.console import Parser, UsageError
 
 DEFAULT = ("ddim", "ttm2", "ttm3", "s-pndm", "f-pndm", "tab-deis2", "adams22", "rk45")
 
@@ -48,6 +50,8 @@ def arguments(p: Parser) -> None:
     add_factors(p, None, ("linear", "quadratic"))
     add_budget(p, ", and 50 with --encode")
     p.add_argument("--encode", action="store_true", help="measure encoding and decoding there and back")
+    add_data(p, "data that are encoded, with --encode")
+    add_decoder(p, "errors are measured in its images too")
 
 
 def end_points(
@@ -62,6 +66,7 @@ def end_points(
     afs: str = "off",
     denoise: str = "off",
     encode: bool = False,
+    features: Features | None = None,
     study: Study | None = None,
 ) -> pd.DataFrame:
     """Return the global errors of methods as a tidy table: a row for each method, factor and budget.
@@ -84,6 +89,8 @@ def end_points(
         ``off``, ``on`` or ``both``.
     encode
         Whether trajectories are sent from data to latents and back.
+    features
+        In which errors are measured too; by default those of the digits classifier, where it sees the states.
     study
         Where results are kept; nowhere by default.
 
@@ -111,10 +118,12 @@ def end_points(
         denoise=denoise,
         encode=encode,
     )
-    return tabulated(case, rows, study or Study(), "steps" if steps else "nfe")
+    return tabulated(case, rows, study or Study(), "steps" if steps else "nfe", features)
 
 
-def tabulated(case: Case, rows: Sequence[Row], study: Study, unit: str) -> pd.DataFrame:
+def tabulated(
+    case: Case, rows: Sequence[Row], study: Study, unit: str, features: Features | None = None
+) -> pd.DataFrame:
     """Return the tidy table of rows; those whose measurement fails are left out.
 
     Parameters
@@ -127,8 +136,10 @@ def tabulated(case: Case, rows: Sequence[Row], study: Study, unit: str) -> pd.Da
         Where results are kept.
     unit
         Of the budgets: ``nfe`` or ``steps``.
+    features
+        See ``end_points``.
     """
-    results = iter(ends(case, [row for row in rows if not row.note], study))
+    results = iter(ends(case, [row for row in rows if not row.note], study, features))
     pairs = [(row, None if row.note else next(results)) for row in rows]
     pairs = [(row, result) for row, result in pairs if result is None or not result.failure]
     found = [(i, row, result) for i, (row, result) in enumerate(pairs) if result is not None]
@@ -172,10 +183,15 @@ def tabulated(case: Case, rows: Sequence[Row], study: Study, unit: str) -> pd.Da
 
 def measure(session: Session) -> Outcome:
     """Measure what was asked for."""
-    args = session.args
+    args, decoder = session.args, session.decoder
+    if args.data and not args.encode:
+        raise UsageError("--data are encoded; type --encode, or leave them out")
+    if args.encode:
+        need_data(session.case)
     budgets = args.steps or args.nfe or ((*BUDGETS, 50) if args.encode else BUDGETS)
     rows = session.rows(budgets, encode=args.encode)
-    table = tabulated(session.case, rows, session.study, "steps" if args.steps else "nfe")
+    features = None if decoder is None else decoded(decoder)
+    table = tabulated(session.case, rows, session.study, "steps" if args.steps else "nfe", features)
     return Outcome(table, name="gte-encode" if args.encode else "")
 
 
@@ -200,6 +216,7 @@ def report(session: Session, outcome: Outcome) -> None:
     budget = "steps_budget" if session.args.steps else "nfe_budget"
     costs: Tariff = tariff(session.problem)
     what = "decoded samples in x" if encode else "the end point in x at t_cut"
+    seen = "the decoded images" if session.args.decode else "the features of the classifier"
     unit = "NFE" if budget == "nfe_budget" else "steps"
     given, own = table[table[budget].notna()], table[table[budget].isna()]
     middle = "median" + ("; % in another mode (95%)" if "flips" in table else "")
@@ -224,14 +241,14 @@ def report(session: Session, outcome: Outcome) -> None:
         tables.show(title, wide(given, budget, unit, interval_of("error")), notes)
         tables.show(f"The same, {middle}", wide(given, budget, unit, _middle))
         if "feature_error" in given:
-            title = "The same in the features of the classifier, mean (95%)"
+            title = f"The same in {seen}, mean (95%)"
             tables.show(title, wide(given, budget, unit, interval_of("feature_error")))
         compared = given[(given["solver"] != "ddim") & given["ratio"].notna()]
         if len(compared):
             title = "Mean error as a multiple of DDIM's on the same trajectories (95%)"
             tables.show(title, wide(compared, budget, unit, interval_of("ratio")))
         if len(compared) and "feature_ratio" in compared:
-            title = "The same in the features of the classifier (95%)"
+            title = f"The same in {seen} (95%)"
             tables.show(title, wide(compared, budget, unit, interval_of("feature_ratio")))
     if len(own):
         lines = [

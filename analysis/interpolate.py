@@ -19,12 +19,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.command.arguments import add_solvers
+from analysis.command.arguments import add_data, add_solvers
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
 from analysis.measure.features import classifier
+from analysis.measure.given import need_data
 from analysis.measure.interpolation import exact_strips, pairs, places, strip_errors
 from analysis.measure.rows import Row, plan
 from analysis.measure.statistics import Bootstrap
@@ -49,6 +50,7 @@ def arguments(p: Parser) -> None:
     p.add_argument(
         "--points", type=count, default=9, help="images of a strip, at equal distances in b from 0 to 1"
     )
+    add_data(p, "images of which pairs are taken")
 
 
 def count(text: str) -> int:
@@ -170,6 +172,7 @@ def measure(session: Session) -> Outcome:
     session = session.usual(DEFAULT)
     args = session.args
     try:
+        need_data(session.case)
         found = _measured(session.case, session.methods(), args.nfe, args.points, session.study)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.command.arguments import add_solvers
+from analysis.command.arguments import add_decoder, add_solvers
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
@@ -38,6 +38,9 @@ REGION = 0.99
 DRAWS = 20_000
 """Exact samples from which its density threshold is estimated: known to 7% of the mass outside, at 2σ 14%."""
 
+SHOWN = 16
+"""Images on a sheet."""
+
 DEFAULT = ("ddim", "ttm2")
 STEPS = (5, 10, 15, 20, 25)
 
@@ -46,6 +49,7 @@ def arguments(p: Parser) -> None:
     """Add the arguments of this command."""
     p.add_argument("--steps", nargs="+", type=positive, default=list(STEPS), help="numbers of solver steps")
     add_solvers(p, DEFAULT)
+    add_decoder(p, "the sheets show its images")
 
 
 def sample_shares(
@@ -157,11 +161,16 @@ def threshold(case: Case) -> float:
 
 def measure(session: Session) -> Outcome:
     """Measure what was asked for."""
+    decoder = session.decoder
     try:
         results = _measured(session.case, session.methods(), session.args.steps, session.study)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Outcome(_tabulated(session.case, results), extra=results)
+    table = _tabulated(session.case, results)
+    if decoder is not None:
+        images = [decoder(torch.from_numpy(r.arrays["x"][:SHOWN])).numpy() for r in results]
+        results = [r._replace(arrays={"x": x}) for r, x in zip(results, images, strict=True)]
+    return Outcome(table, extra=results)
 
 
 def report(session: Session, outcome: Outcome) -> None:

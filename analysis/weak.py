@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.command.arguments import add_budget, add_factors, add_solvers
+from analysis.command.arguments import add_budget, add_data, add_factors, add_solvers
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
 from analysis.measure.distances import chance, weak_error
+from analysis.measure.given import need_data
 from analysis.measure.laws import MEASURES
 from analysis.measure.rows import BUDGETS, Row, rows_of
 from analysis.methods import WHOLE, Coordinates, Grid, Method
@@ -54,6 +55,7 @@ def arguments(p: Parser) -> None:
     add_solvers(p, DEFAULT)
     add_factors(p, None, ("quadratic",))
     add_budget(p)
+    add_data(p, "data that stand for the law")
 
 
 def weak_errors(
@@ -147,6 +149,7 @@ def tabulated(case: Case, rows: Sequence[Row], study: Study, unit: str, exact: i
     """
     if case.samples < 4:
         raise ValueError(f"{case.samples} samples say little of a law; type --samples 4 or more")
+    need_data(case)
     able = [row for row in rows if not row.note]
     floors = list(dict.fromkeys(row.method.denoise for row in able))
     known = {"case": case, "exact": exact}
@@ -222,6 +225,7 @@ def report(session: Session, outcome: Outcome) -> None:
         if (given["jvp"] > 0).any():
             spent = ", ".join(dict.fromkeys(given["solver"][given["jvp"] > 0]))
             notes.append(f"{spent}: Jacobian-vector products come on top of the NFE (column jvp)")
+        notes += [session.case.note] if session.case.note else []
         for name in names:
             floor = [
                 f"exact samples{', denoised' if row['denoise'] else ''}: {interval_of(name)(row)}"

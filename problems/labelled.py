@@ -14,7 +14,7 @@ from torch import Tensor
 from problems.bill import Tariff
 from problems.posterior import Variance
 from problems.schedule import Schedule
-from problems.score import Problem, Push, Source
+from problems.score import Problem, Push, Source, diffused
 from problems.series import Scalar, Series
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -169,11 +169,7 @@ class Labelled(Source, Problem):
         if self._draw is None:
             raise ValueError("the data that this network was trained on are not at hand")
         source = generator or torch.Generator()
-        x0 = self._draw(n, source).double()
-        if t is None:
-            return x0
-        noise = torch.randn(x0.shape, generator=source, dtype=torch.float64)
-        return self.schedule.alpha(t) * x0 + self.schedule.sigma(t) * noise
+        return diffused(self.schedule, self._draw(n, source), t, source)
 
     @abstractmethod
     def _copied(self) -> Self:

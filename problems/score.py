@@ -258,7 +258,7 @@ class Problem(Model):
 
     @property
     def note(self) -> str:
-        """What is to be said wherever a distance to the data is told; empty if nothing is."""
+        """What has to be said of the data wherever a distance to them is printed; empty if nothing."""
         return ""
 
     def nearest(self, x: Tensor) -> Tensor | None:
@@ -356,6 +356,15 @@ class Source(Model):
     def spent(self) -> Bill:
         """Everything evaluated since the model was made; for a part, by the whole model."""
         return self._spent if self._payer is None else self._payer.spent
+
+
+def diffused(schedule: Schedule, x0: Tensor, t: float | None, source: torch.Generator) -> Tensor:
+    """Return data (n, *event) diffused to time t, float64; t = None leaves them as they are."""
+    x0 = x0.double()
+    if t is None:
+        return x0
+    noise = torch.randn(x0.shape, generator=source, dtype=torch.float64)
+    return schedule.alpha(t) * x0 + schedule.sigma(t) * noise
 
 
 def denoise(score: Model, x: Tensor, t: Scalar) -> Tensor:

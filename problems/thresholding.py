@@ -72,6 +72,11 @@ class Bounded(Wrapper, Problem):
         """Draw ``n`` samples of the wrapped problem."""
         return self.problem.sample(n, t, generator)
 
+    @property
+    def note(self) -> str:
+        """What has to be said of the data of the wrapped problem."""
+        return self.problem.note
+
     def nearest(self, x: Tensor) -> Tensor | None:
         """Return what the wrapped problem returns."""
         return self.problem.nearest(x)

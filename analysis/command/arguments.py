@@ -137,6 +137,26 @@ def add_budget(p: Parser, also: str = "") -> None:
     p.add_argument("--denoise", choices=SWITCH, default="off", help="final denoising (costs one NFE)")
 
 
+def add_data(p: Parser, why: str) -> None:
+    """Add ``--data``, data of a user; ``why`` says what becomes of them."""
+    p.add_argument(
+        "--data",
+        metavar="PATH",
+        help=f"{why}, instead of the problem's own: a folder, zip or npz file of images, "
+        "cifar-10-python.tar.gz, or an npz file with an array of states",
+    )
+
+
+def add_decoder(p: Parser, what: str) -> None:
+    """Add ``--decode``, a latent decoder of a user; ``what`` says what is decoded."""
+    p.add_argument(
+        "--decode",
+        metavar="FUNCTION",
+        help=f"a latent decoder, module:function or file.py:function, which is run: {what}; it is given "
+        "float32 states (n, *shape) and returns images (n, C, H, W) in [-1, 1]",
+    )
+
+
 def named(kind: str, table: dict[str, V], name: str) -> V:
     """Look a name up in one of the suite's tables.
 

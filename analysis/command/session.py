@@ -11,6 +11,8 @@ from typing import Any
 from analysis.command.arguments import named
 from analysis.command.experiment import Experiment
 from analysis.measure.case import Case
+from analysis.measure.given import given
+from analysis.measure.named import Decoder
 from analysis.measure.rows import Row, plan
 from analysis.methods import ALIASES, FLOWS, FORMS, GRIDS, METHODS, Grid, Method, crossed, grid_of
 from analysis.study.cells import Study
@@ -51,6 +53,8 @@ class Session:
         device(args.device)
         try:
             case = Case(args.problem, args.samples, args.seed, args.dtype, args.device, args.batch)
+            if getattr(args, "data", None):
+                case = case.but(given=given(args.data))
         except ValueError as error:
             raise UsageError(str(error)) from error
         return cls(experiment, args, case, study)
@@ -73,6 +77,18 @@ class Session:
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The latent decoder of ``--decode``, tried on two states; None without one.
+
+        Raises
+        ------
+        UsageError
+            If it cannot be used.
+        """
+        name = self.args.decode
+        return None if name is None else Decoder(name, self.problem.event_shape)
 
     def usual(self, solvers: Sequence[str]) -> Session:
         """Return the same run with these solvers, and GENIE where there is a head, if none were chosen."""

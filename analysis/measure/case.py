@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from analysis.measure.given import Given
 from analysis.measure.problems import DTYPES, between, latents, opened, portable
 from analysis.measure.reference import SERIES, Reference, Way, way_to
 from analysis.methods import Method
 from analysis.study.keys import Keys
 from problems import Bill, Brownian, Model, Noise, Problem, denoise
+from problems.score import diffused
 
 BATCH = 1000
 """States that a model sees at once, at most, unless told otherwise."""
@@ -47,6 +49,8 @@ class Case:
         How many states a model sees at once, at most. Results depend on it by rounding alone.
     name
         What the problem is called in tables; by default what was typed, or the name of its class.
+    given
+        Data of a user, instead of those of the problem: where samples are compared with data, or begin there.
 
     Attributes
     ----------
@@ -71,6 +75,7 @@ class Case:
     batch: int = BATCH
     name: str = ""
     typed: str = ""
+    given: Given | None = None
     way: Way = field(init=False, repr=False)
     digest: str = field(init=False, repr=False)
 
@@ -84,6 +89,7 @@ class Case:
         batch: int = BATCH,
         name: str = "",
         typed: str = "",
+        given: Given | None = None,
     ) -> None:
         if isinstance(problem, str | Path):
             asked = str(problem)
@@ -102,6 +108,7 @@ class Case:
             "batch": batch,
             "name": name,
             "typed": typed,
+            "given": given,
         }
         for attribute, value in values.items():
             object.__setattr__(self, attribute, value)
@@ -119,6 +126,7 @@ class Case:
             self.dtype,
             torch.device(self.device).type,
             batch,
+            self.given,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -129,16 +137,17 @@ class Case:
 
     @property
     def _identity(self) -> tuple[object, ...]:
-        return self.digest, self.samples, self.seed, self.dtype, self.device, self.batch
+        given = None if self.given is None else self.given.digest
+        return self.digest, self.samples, self.seed, self.dtype, self.device, self.batch, given
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel by name where there is one."""
         about = (self.samples, self.seed, self.dtype, self.device, self.batch, self.name)
-        return Case, (self.typed or self.problem, *about)
+        return Case, (self.typed or self.problem, *about, "", self.given)
 
     def but(self, **changes: Any) -> Case:
         """Return the same case with other values of some parameters."""
-        names = ("problem", "samples", "seed", "dtype", "device", "batch", "name", "typed")
+        names = ("problem", "samples", "seed", "dtype", "device", "batch", "name", "typed", "given")
         return Case(**{name: changes.get(name, getattr(self, name)) for name in names})
 
     def on(self, problem: Problem | str | Path) -> Case:
@@ -193,6 +202,17 @@ class Case:
     def data(self, t: float | None = None) -> Tensor:
         """Return samples of p_t, (samples, *event); None is the data distribution."""
         return _data(self, t)
+
+    def draw(self, n: int, t: float | None, generator: torch.Generator) -> Tensor:
+        """Draw ``n`` samples of p_t, (n, *event), float64, from the data of the user if there are any."""
+        if self.given is None:
+            return self.problem.sample(n, t, generator).double()
+        return diffused(self.problem.schedule, self.given(n, generator), t, generator)
+
+    @property
+    def note(self) -> str:
+        """What has to be said of the data wherever a distance to them is printed; empty if nothing."""
+        return self.problem.note if self.given is None else self.given.note
 
     def exact(self, *times: float, tolerance: float | None = None) -> Reference:
         """Return the exact solution through the latents, at the start of the schedule and at given times.
@@ -359,7 +379,7 @@ def _latents(case: Case) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _data(case: Case, t: float | None) -> Tensor:
-    return case.problem.sample(case.samples, t, torch.Generator().manual_seed(case.seed))
+    return case.draw(case.samples, t, torch.Generator().manual_seed(case.seed))
 
 
 @lru_cache(maxsize=8)

@@ -76,7 +76,7 @@ def exact_samples(case: Case, n: int, denoised: bool, stream: int) -> Tensor:
     entropy = np.random.SeedSequence((case.seed % 2**64, stream))
     generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
     problem = case.problem
-    return problem.sample(n, None if denoised else problem.schedule.stop, generator).double()
+    return case.draw(n, None if denoised else problem.schedule.stop, generator)
 
 
 @lru_cache(maxsize=2)

@@ -61,9 +61,12 @@ def end_point(
     return {**arrays, "reference_error": own_error}
 
 
-def ends(case: Case, rows: Iterable[Row], study: Study) -> list[Result]:
-    """Return the ends by every row's method, from the store where they are there; see ``end_point``."""
-    features = classifier(case.problem)
+def ends(case: Case, rows: Iterable[Row], study: Study, features: Features | None = None) -> list[Result]:
+    """Return the ends by every row's method, from the store where they are there; see ``end_point``.
+
+    Errors are measured in features too: by default in those of the digits classifier, where it sees states.
+    """
+    features = features or classifier(case.problem)
     cells = []
     for row in rows:
         factors = {name: factor for name, factor in row.factors.items() if name != "billed"}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from analysis.measure import named
+from analysis.measure.named import Decoder
 from analysis.methods.plugins import extensible
-from problems import Problem
+from problems import Gaussian, Problem
 from problems.console import UsageError
 from problems.images import classifier as classifiers
 from problems.images import inception as inceptions
-from problems.images.classifier import Classifier
-from problems.images.inception import Inception
 
 INCEPTION = "Inception-v3"
 """The features of the FID."""
@@ -47,6 +47,16 @@ class Features:
         return "FID" if self.name == INCEPTION else f"Fréchet distance ({self.name})"
 
 
+class Network(Protocol):
+    """A network of features."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the features (n, d) of float32 images."""
+
+    def to(self, device: torch.device) -> object:
+        """Move it to a device."""
+
+
 class Seen:
     """What a network sees in images, in float32, on the device of the states.
 
@@ -62,7 +72,7 @@ class Seen:
 
     def __init__(
         self,
-        network: Classifier | Inception,
+        network: Network,
         prepare: Callable[[Tensor], Tensor],
         again: tuple[Callable[..., Seen], tuple[Any, ...]],
     ) -> None:
@@ -95,6 +105,15 @@ def pixels(problem: Problem) -> Features:
 def flat(x: Tensor) -> Tensor:
     """Return states as vectors, float64, on the CPU."""
     return x.detach().flatten(1).cpu().double()
+
+
+def decoded(decoder: Decoder) -> Features:
+    """Return the images that a latent decoder makes of states, flattened."""
+    return Features("decoded images", partial(_flat_images, decoder))
+
+
+def _flat_images(decoder: Decoder, x: Tensor) -> Tensor:
+    return flat(decoder(x))
 
 
 def as_they_are(x: Tensor) -> Tensor:
@@ -150,6 +169,46 @@ def inception(path: Path) -> Features:
     return Features(INCEPTION, by_inception(path.absolute()))
 
 
+def by_function(name: str) -> Seen:
+    """Return what a user's function sees, ``module:function`` or ``file.py:function``."""
+    function = named.Named(name)
+    return Seen(function, as_they_are, (by_function, (function.name,)))
+
+
+def by_script(path: Path) -> Seen:
+    """Return what a user's TorchScript file sees, which is read again when it has changed."""
+    script = named.script(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    return Seen(script, as_they_are, (by_script, (path,)))
+
+
+def of_user(name: str, shape: Sequence[int]) -> Features:
+    """Return the features of a function or TorchScript file that a user names, tried on two states.
+
+    Parameters
+    ----------
+    name
+        ``module:function``, ``file.py:function``, or the path of a TorchScript file.
+    shape
+        Shape of the states.
+
+    Raises
+    ------
+    UsageError
+        If they cannot be used.
+    """
+    if named.is_function(name):
+        seen, title = by_function(name), name.rpartition(":")[2]
+    else:
+        seen, title = by_script(Path(name).absolute()), Path(name).stem
+    named.tried(seen.network.features, shape, f"--features {name}")
+    return Features(title, seen)
+
+
+def shaped(shape: Sequence[int]) -> Problem:
+    """Return a problem that says nothing but the shape of its states: for images that are of no model."""
+    return Gaussian(torch.zeros(tuple(shape), dtype=torch.float64), 1.0)
+
+
 def stored(x: Tensor) -> Tensor:
     """Return images in [-1, 1] as they are after files of 8 bits."""
     return (127.5 * (x + 1.0)).round().clamp(0.0, 255.0) / 127.5 - 1.0
@@ -167,7 +226,7 @@ def features(names: Sequence[str], problem: Problem) -> tuple[Features, ...]:
     Parameters
     ----------
     names
-        Names in ``FEATURES``, or the path of Inception-v3 weights.
+        Names in ``FEATURES``, the path of Inception-v3 weights, or what ``of_user`` takes.
     problem
         Where the states come from.
 
@@ -190,10 +249,12 @@ def _named(name: str, problem: Problem) -> Features:
                 "of Inception-v3 weights"
             )
         return found
+    if named.is_function(name) or named.is_script(Path(name)):
+        return of_user(name, shape)
     if not Path(name).suffix:
         raise UsageError(
             f"unknown features {name!r}; choose from {', '.join(FEATURES)}, or type the path of Inception-v3 "
-            f"weights, such as {inceptions.WEIGHTS}"
+            f"weights, such as {inceptions.WEIGHTS}, or file.py:function"
         )
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UsageError(

@@ -24,7 +24,7 @@ def pairs(case: Case) -> Tensor:
     Tensor of shape (2 * samples, *event), float64.
     """
     source = torch.Generator().manual_seed(case.seed)
-    return case.problem.sample(2 * case.samples, case.problem.schedule.stop, source)
+    return case.draw(2 * case.samples, case.problem.schedule.stop, source)
 
 
 def places(points: int) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,39 +17,84 @@ NEIGHBOURS = 2000
 """Samples, at most, of which neighbours and kernels are taken: their cost grows like the square."""
 
 
+class Distance(NamedTuple):
+    """The Fréchet distance of samples from the data, and what a change of their weights makes of it.
+
+    Attributes
+    ----------
+    value
+        The distance.
+    influence
+        The influence of each sample, (n,); see ``metrics.influence``.
+    """
+
+    value: float
+    influence: Array
+
+
 class Judge:
     """Compares sets of samples with the same data.
 
     Parameters
     ----------
     data
-        Features of the data, (m, d), float64.
+        Features of the data, (m, d), float64; or their moments alone, with which there are Fréchet distances
+        only.
     bootstrap
         Resampling of the samples, which says how many there are; at least 4, for their neighbours.
+    moments
+        Moments that stand for the data in Fréchet distances; by default those of ``data``.
     """
 
-    def __init__(self, data: Array, bootstrap: Bootstrap) -> None:
+    def __init__(self, data: Array | Moments, bootstrap: Bootstrap, moments: Moments | None = None) -> None:
         self._bootstrap = bootstrap
-        self._moments = Moments.of(data)
+        if isinstance(data, Moments):
+            self.moments, self._few = moments or data, None
+            return
+        self.moments = moments or Moments.of(data)
         self._few = data[: min(bootstrap.samples, NEIGHBOURS)]
         self._near = Manifold.of(self._few)
 
     def __call__(self, x: Array) -> dict[str, float]:
         """Return the quality of samples (n, d) by name; see ``quality_of``."""
-        value = frechet(Moments.of(x), self._moments)
-        ends = self._bootstrap.means(influence(x, self._moments)[None])
-        few = x[:NEIGHBOURS]
+        return self.of(x, self.distance(x))
+
+    def distance(self, x: Array) -> Distance:
+        """Return the Fréchet distance of samples (n, d)."""
+        return Distance(frechet(Moments.of(x), self.moments), influence(x, self.moments))
+
+    def of(self, x: Array, distance: Distance) -> dict[str, float]:
+        """Return the quality of samples (n, d) whose distance is known; see ``quality_of``."""
+        value, ends = distance.value, self._bootstrap.means(distance.influence[None])
         found = {
             "frechet": value,
             "frechet_low": max(0.0, value + float(ends.low[0])),
             "frechet_high": value + float(ends.high[0]),
-            **of_fewer(x, self._moments),
-            "kernel": kernel_distance(few, self._few),
+            **of_fewer(x, self.moments),
         }
+        if self._few is None:
+            nothing = (f"{name}{end}" for name in ("precision", "recall") for end in ("", "_low", "_high"))
+            return {**found, "kernel": math.nan, **dict.fromkeys(nothing, math.nan)}
+        few = x[:NEIGHBOURS]
+        found["kernel"] = kernel_distance(few, self._few)
         inside = {"precision": self._near.holds(few), "recall": Manifold.of(few).holds(self._few)}
         for name, hits in inside.items():
             found[name], found[f"{name}_low"], found[f"{name}_high"] = share(float(hits.sum()), len(hits))
         return found
+
+    def gap(self, one: Distance, other: Distance) -> dict[str, float]:
+        """Return how much farther the first samples are from the data than the second, by name.
+
+        Both sets have the same latents, or are independent of each other; sample i of the one is resampled
+        with sample i of the other. So what both share cancels, the bias of few samples included.
+
+        Returns
+        -------
+        ``gap``, the difference of the Fréchet distances, with its 95% interval, ``gap_low`` to ``gap_high``.
+        """
+        ends = self._bootstrap.means((one.influence - other.influence)[None])
+        value = one.value - other.value
+        return {"gap": value, "gap_low": value + float(ends.low[0]), "gap_high": value + float(ends.high[0])}
 
 
 def quality_of(x: Array, data: Array) -> dict[str, float]:

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from problems.images import arrays
 from problems.makers import digits
 
 Pixels = npt.NDArray[np.uint8]
@@ -55,7 +56,7 @@ class Images:
     white
         The level that is mapped to 1; level 0 is mapped to -1.
     note
-        What is to be said wherever a distance to these data is told; empty if nothing is.
+        What has to be said wherever a distance to these images is printed; empty if nothing.
     """
 
     pixels: Tensor
@@ -105,6 +106,8 @@ def load(source: str | Path, resolution: int | None = None) -> Images:
           the sorted names of the subfolders are the classes, if all images are in subfolders.
         - The official ``cifar-10-python.tar.gz``: its 50,000 training images, in the file's order. A single
           batch is ``cifar-10-python.tar.gz/test_batch``.
+        - An ``.npz`` file with one array of images, uint8, (N, H, W, C), (N, C, H, W) or (N, H, W), as
+          guided-diffusion writes its samples; a second array of N whole numbers is their labels.
 
         Images in zip files and folders are sorted by name. Hidden files and files with suffixes other than
         .png, .jpg and .jpeg are ignored. Transparency is dropped.
@@ -129,11 +132,13 @@ def load(source: str | Path, resolution: int | None = None) -> Images:
         return _read_cifar(path.parent, [path.name], resolution, f"{path.parent.name}/{path.name}")
     with _reading(str(path)), path.open("rb") as file:
         magic = file.read(2)
+    if magic == b"PK" and arrays.is_archive(path):
+        return _read_arrays(path, resolution)
     if magic == b"PK":
         return _read_zip(path, resolution)
     if magic == b"\x1f\x8b":
         return _read_cifar(path, CIFAR_TRAIN, resolution, path.name)
-    raise DataError(f"{path} is neither a folder or zip file of images nor cifar-10-python.tar.gz")
+    raise DataError(f"{path} is no folder, zip or npz file of images, and not cifar-10-python.tar.gz")
 
 
 @contextmanager
@@ -176,6 +181,29 @@ def _read_folder(path: Path, resolution: int | None) -> Images:
     return _read_members(path, names, lambda name: (path / name).read_bytes(), _subfolders, resolution)
 
 
+def _read_arrays(path: Path, resolution: int | None) -> Images:
+    """Read an archive of numpy with one array of images, and perhaps one of labels."""
+    with _reading(str(path)):
+        found = arrays.read(path)
+    try:
+        images = found.pop(arrays.stack_of(found))
+        if images.dtype != np.uint8:
+            raise ValueError(f"images are uint8, from 0 to 255, not {images.dtype}")
+        pixels = arrays.channels_first(images)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    if not len(pixels):
+        raise DataError(f"{path} holds no images")
+    shrunk, name = torch.from_numpy(_shrink(str(path), pixels, resolution)), path.resolve().name
+    labels = [
+        a for a in found.values() if a.shape == (len(pixels),) and a.dtype.kind in "iu" and a.min() >= 0
+    ]
+    if len(labels) != 1:
+        return Images(shrunk, None, classes=0, name=name)
+    values = torch.from_numpy(labels[0].astype(np.int64))
+    return Images(shrunk, values, int(values.max()) + 1, name)
+
+
 def _no_labels(names: Sequence[str]) -> Labels | None:
     return None
 
@@ -204,12 +232,19 @@ def _read_members(
     listed = "dataset.json" in members
     labels = _listed_labels(f"{path}: dataset.json", read, names) if listed else unlisted(names)
     pixels = torch.from_numpy(_decode_all(path, names, read, resolution))
-    name = path.resolve().name
-    note = LOSSY if any(not image.lower().endswith(".png") for image in names) else ""
+    name, note = path.resolve().name, _lossy(names)
     if labels is None:
         return Images(pixels, None, classes=0, name=name, note=note)
     values = torch.tensor([labels[image] for image in names], dtype=torch.int64)
     return Images(pixels, values, classes=int(values.max()) + 1, name=name, note=note)
+
+
+def _lossy(names: Sequence[str]) -> str:
+    """Return what compression did to the data; empty if they are PNGs."""
+    jpegs = sum(PurePosixPath(name).suffix.lower() != ".png" for name in names)
+    if not jpegs:
+        return ""
+    return LOSSY if jpegs == len(names) else LOSSY.replace("the data", f"{jpegs} of the {len(names)} data")
 
 
 def _is_image(name: PurePosixPath) -> bool:

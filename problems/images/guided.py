@@ -58,6 +58,11 @@ class GuidedImages(Guided, Problem):
         """Draw ``n`` training images of all classes, diffused to t; see ``Labelled.sample``."""
         return self._network.sample(n, t, generator)
 
+    @property
+    def note(self) -> str:
+        """What has to be said of the data of the network."""
+        return self._network.note
+
     def to(self, like: Tensor) -> Self:
         """Return the problem in the dtype and on the device of a tensor."""
         other = copy.copy(self)

@@ -55,7 +55,7 @@ class Learned(Labelled):
     tariff
         Prices of derivatives in evaluations of the network.
     note
-        See ``Problem.note``.
+        What has to be said of the data; by default what the data say themselves.
 
     Raises
     ------
@@ -79,7 +79,17 @@ class Learned(Labelled):
         super().__init__(network.schedule, config.data_std, shape, classes, none, labels, draw, tariff)
         self.network: ScoreNetwork = frozen(copy.deepcopy(network))
         self.head: Head | None = None if head is None else frozen(copy.deepcopy(head))
-        self._note = note
+        self._data, self._note = data, note
+
+    @property
+    def note(self) -> str:
+        """What has to be said of the training data, where they are at hand."""
+        if self._note or self._data is None:
+            return self._note
+        try:
+            return self._data().note
+        except ValueError:
+            return ""
 
     @property
     def dtype(self) -> torch.dtype:

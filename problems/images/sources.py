@@ -32,6 +32,8 @@ class Samples(NamedTuple):
         Number of classes; 0 without labels.
     card
         The description of the data on the card of a checkpoint.
+    note
+        What has to be said wherever a distance to the data is printed; see ``data.Images``.
     """
 
     draw: Callable[[int, torch.Generator], tuple[Tensor, Tensor | None]]
@@ -39,6 +41,7 @@ class Samples(NamedTuple):
     std: float
     classes: int
     card: dict[str, Any]
+    note: str = ""
 
 
 def samples(name: str, noise: float = 0.0, *, flip: bool = False, resolution: int | None = None) -> Samples:
@@ -92,7 +95,7 @@ def samples(name: str, noise: float = 0.0, *, flip: bool = False, resolution: in
 
     card = {"name": images.name, "sha256": images.digest, "images": len(images), "noise": noise, "flip": flip}
     card |= traits(images, resolution)
-    return Samples(draw, images.shape, (spread + noise**2) ** 0.5, images.classes, card)
+    return Samples(draw, images.shape, (spread + noise**2) ** 0.5, images.classes, card, images.note)
 
 
 def traits(images: data.Images, resolution: int | None) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from problems.console import UsageError
 from problems.images import any_head
@@ -91,8 +93,8 @@ def _is_function(name: str) -> bool:
     return bool(where) and function.isidentifier()
 
 
-def _function(name: str) -> tuple[Callable[[], Problem], Path | None]:
-    """Return a function by the file or module it is in, and that file.
+def function_of(name: str) -> Callable[..., Any]:
+    """Return a function by its name, ``package.module:function`` or ``file.py:function``.
 
     Raises
     ------
@@ -100,17 +102,36 @@ def _function(name: str) -> tuple[Callable[[], Problem], Path | None]:
         If there is none.
     """
     where, _, function = name.rpartition(":")
-    if where.endswith(".py"):
-        module = module_of(Path(where))
-    else:
-        try:
-            module = importlib.import_module(where)
-        except ImportError as error:
-            raise UsageError(f"the module {where!r} of the problem cannot be imported ({error})") from error
+    found: Callable[..., Any] | None = getattr(_module(where), function, None)
+    if found is None or not callable(found):
+        raise UsageError(f"{where} has no function {function!r}")
+    return found
+
+
+def _function(name: str) -> tuple[Callable[[], Problem], Path | None]:
+    """Return a function that makes a problem by the file or module it is in, and that file.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    where, _, function = name.rpartition(":")
+    module = _module(where)
     factory: Callable[[], Problem] | None = getattr(module, function, None)
     if factory is None or not callable(factory):
         raise UsageError(f"{where} has no function {function!r} that returns a problem")
     return factory, None if module.__file__ is None else Path(module.__file__)
+
+
+def _module(where: str) -> ModuleType:
+    """Return the module of a name: a file, executed once for each text that it has, or a package's."""
+    if where.endswith(".py"):
+        return module_of(Path(where))
+    try:
+        return importlib.import_module(where)
+    except ImportError as error:
+        raise UsageError(f"the module {where!r} cannot be imported ({error})") from error
 
 
 @lru_cache(maxsize=4)

@@ -83,10 +83,10 @@ def test_a_budget_that_does_not_reach_is_a_row_with_its_reason(table):
 
 def test_errors_are_those_against_the_accurate_samples(table):
     row = table[(table["solver"] == "ddim") & (table["nfe_budget"] == 20)].iloc[0]
-    part, look = Case("gaussian", SIZE), [pixels(Gaussian(MEAN, STD))]
-    made = [shards.sampled(part, i, look, METHODS["ddim"], 20)["coordinates"] for i in range(2)]
-    exact = [shards.accurate(part, i, look)["coordinates"] for i in range(2)]
-    apart = np.concatenate(made)[:300] - np.concatenate(exact)[:300]
+    parts, look = [Case("gaussian", SIZE), Case("gaussian", 50)], shards.View((pixels(Gaussian(MEAN, STD)),))
+    made = [shards.sampled(part, i, look, METHODS["ddim"], 20)["coordinates"] for i, part in enumerate(parts)]
+    exact = [shards.accurate(part, i, look)["coordinates"] for i, part in enumerate(parts)]
+    apart = np.concatenate(made) - np.concatenate(exact)
     assert row["error"] == pytest.approx(np.linalg.norm(apart, axis=1).mean(), rel=1e-12)
 
 
@@ -117,24 +117,25 @@ def test_tables_are_written_as_markdown_and_latex_beside_the_figure(tmp_path, mo
     assert "FID" not in text
     assert "\\toprule" in (tmp_path / "fid.tex").read_text()
     titles = [ax.get_title() for ax in drawn[0].axes]
-    assert titles == ["Fréchet, coordinates", "mean $L_2$ error in $x$"]
-    assert {tuple(line.get_xdata()) for line in drawn[0].axes[1].lines} == {(5, 9)}
+    assert titles == ["Fréchet, coordinates", "above the accurate, coordinates", "mean $L_2$ error in $x$"]
+    assert {tuple(line.get_xdata()) for line in drawn[0].axes[2].lines} == {(5, 9)}
 
 
 def test_more_samples_keep_the_shards_that_are_there(tmp_path, written):
     store = Store(tmp_path / "store.sqlite")
     quality("ddim", study=Study(store))
     first = len(written)
-    assert first == 40 + 2 + 2  # data, accurate samples, one row
+    assert first == 24 + 2 + 2  # data, accurate samples, one row
     quality("ddim", study=Study(store), samples=3 * SIZE)
-    assert len(written) == first + 2
+    # 20 data for each sample, 10,000 at most; a shard of 50 samples becomes a whole one, and one more comes.
+    assert len(written) == first + 16 + 2 + 2
     store.close()
 
 
-def fragile(case, index, features, method, steps):
+def fragile(case, index, view, method, steps):
     if steps == 6:
         raise FloatingPointError("7 of 250 samples are not finite")
-    return {**shards.data(case, index, features), "nfe": steps, "jvp": 0, "head": 0}
+    return {**shards.data(case, index, view), "nfe": steps, "jvp": 0, "head": 0}
 
 
 def test_a_row_that_fails_is_shown_with_its_reason(tmp_path, monkeypatch, capsys):
@@ -155,7 +156,7 @@ def test_where_all_rows_fail_there_is_one_sentence(monkeypatch):
     monkeypatch.setattr(shards, "sampled", fragile)
     with pytest.raises(ArithmeticError, match="no row could be measured; ddim: 7 of 250"):
         quality("ddim", nfe=(6,))
-    monkeypatch.setattr(shards, "accurate", lambda case, index, features: 1 / 0)
+    monkeypatch.setattr(shards, "accurate", lambda case, index, view: 1 / 0)
     with pytest.raises(ArithmeticError, match="accurate samples could not be made: division by zero"):
         quality("ddim")
 
@@ -163,7 +164,7 @@ def test_where_all_rows_fail_there_is_one_sentence(monkeypatch):
 def test_a_dry_run_measures_nothing(tmp_path, capsys, written):
     assert fid.command([*SMALL, "--solvers", "ddim", "--nfe", "5", "--dry-run", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "44 of 44 shards of 250 samples" in text
+    assert "28 of 28 shards of 250 samples" in text
     assert "minutes in one process" in text
     assert not written
     assert not (tmp_path / "fid.csv").exists()
@@ -180,7 +181,7 @@ def test_sheets_show_the_first_samples_of_each_row(tmp_path, monkeypatch):
     assert sorted(file.name for file in (tmp_path / "fid-sheets").iterdir()) == names
     assert [images.shape for images in shown] == [(64, 1, 4, 4)] * 2
     part = Case("gaussian", SIZE)
-    first = shards.sampled(part, 0, [pixels(part.problem)], METHODS["heun"], 3)["pixels"]
+    first = shards.sampled(part, 0, shards.View((pixels(part.problem),)), METHODS["heun"], 3)["pixels"]
     assert (shown[1] == first[:64].reshape(64, 1, 4, 4)).all()
 
 

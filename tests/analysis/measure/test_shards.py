@@ -14,7 +14,7 @@ from analysis.study.keys import Keys
 from solvers import Taylor
 
 CASE = Case("gaussian", 12)
-LOOK = (pixels(CASE.problem),)
+LOOK = shards.View((pixels(CASE.problem),))
 
 
 def sampled(index, case=CASE, method="euler-maruyama"):
@@ -67,8 +67,23 @@ def test_keys_know_neither_how_many_samples_there_are_nor_what_rows_are_called()
             for cell in group
         ]
 
-    few, many = keys(Case("gaussian", 300), "ddim"), keys(Case("gaussian", 11_000), "euler")
+    few, many = keys(Case("gaussian", 500), "ddim"), keys(Case("gaussian", 11_000), "euler")
     assert len(few) == 40 + 2 + 2
     assert len(many) == 3 * 44
     assert set(few) < set(many)
-    assert not set(few) & set(keys(Case("gaussian", 300, seed=1), "ddim"))
+    assert not set(few) & set(keys(Case("gaussian", 500, seed=1), "ddim"))
+    # 300 samples: a whole shard, which they share with 500, and one of 50; 20 data for each.
+    fewer = keys(Case("gaussian", 300), "ddim")
+    assert len(fewer) == 24 + 2 + 2
+    assert len(set(fewer) - set(few)) == 2
+
+
+def test_a_shard_that_is_not_whole_holds_the_first_samples_of_the_whole_one():
+    """With its noise, its data and its exact ends; and its key says how many they are."""
+    view, small = shards.View((pixels(CASE.problem),)), CASE.but(samples=5)
+    for measure in (shards.data, shards.accurate):
+        few, all_ = (measure(case, 2, view)["coordinates"] for case in (small, CASE))
+        np.testing.assert_allclose(few, all_[:5], rtol=1e-12)
+    np.testing.assert_allclose(sampled(3, small), sampled(3)[:5], rtol=1e-12)
+    cells = [c for group in shards.shards_of(CASE.but(samples=40), [], view) for c in group]
+    assert [c.arguments["case"].samples for c in cells] == [250, 250, 250, 50, 40]
