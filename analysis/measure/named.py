@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -88,7 +89,9 @@ class Scripted:
         content = path.read_bytes()
         self._digest = hashlib.sha256(content).hexdigest()
         try:
-            self._module: Any = torch.jit.load(str(path), "cpu").eval()  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():  # torch advises other formats to those who write them
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._module: Any = torch.jit.load(str(path), "cpu").eval()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise UsageError(f"{path} cannot be used as TorchScript: {told(error)}") from error
         asked = [argument.name for argument in self._module.forward.schema.arguments]

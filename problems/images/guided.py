@@ -49,11 +49,6 @@ class GuidedImages(Guided, Problem):
         """Prices of derivatives of the network."""
         return self._network.tariff
 
-    @property
-    def note(self) -> str:
-        """What is to be said of the data; see ``Problem.note``."""
-        return self._network.note
-
     def sample(self, n: int, t: float | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` training images of all classes, diffused to t; see ``Labelled.sample``."""
         return self._network.sample(n, t, generator)

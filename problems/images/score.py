@@ -102,11 +102,6 @@ class Learned(Labelled):
         return next(self.network.parameters()).device
 
     @property
-    def note(self) -> str:
-        """See ``Problem.note``."""
-        return self._note
-
-    @property
     def distilled(self) -> Distilled | None:
         """The same ε with its first derivative by the head; None without a head."""
         return None if self.head is None else Distilled(self, self.head)
