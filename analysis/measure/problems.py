@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,9 +84,11 @@ def opened(name: str) -> Problem:
         installed()
     if name in PROBLEMS:
         return made(PROBLEMS[name])
-    known = ", ".join(PROBLEMS)
+    near = get_close_matches(name, PROBLEMS, n=3)
+    guess = f"did you mean {' or '.join(near)}? Or " if near else ""
     raise ValueError(
-        f"unknown problem {name!r}; choose from {known}, or type the path of a model, or file.py:function"
+        f"unknown problem {name!r}; {guess}type a name that --help lists, the path of a model, or "
+        "file.py:function"
     )
 
 
