@@ -32,7 +32,7 @@ from analysis.lte import local_errors
 from analysis.measure.case import Case
 from analysis.measure.features import Features
 from analysis.measure.statistics import Bootstrap
-from analysis.methods import FLOWS, METHODS, Coordinates, Grid, Method
+from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Coordinates, Grid, Method, grid_of
 from analysis.orders import certify
 from analysis.overhead import derivative_costs
 from analysis.recommend import race
@@ -130,6 +130,8 @@ def assert_order(
 
 
 __all__ = [
+    "FORMS",
+    "GRIDS",
     "METHODS",
     "Bootstrap",
     "Case",
@@ -150,6 +152,7 @@ __all__ = [
     "end_points",
     "error_budget",
     "frame",
+    "grid_of",
     "guided_errors",
     "head_errors",
     "local_errors",

@@ -1,16 +1,15 @@
 """Which method to take: a race of all methods, forms and grids under a budget of evaluations.
 
-The race is run in rounds (Maron & Moore 1994; Birattari et al. 2002). In each all candidates left are
-measured on the same latents, new in every round; those that are worse than the leader beyond doubt drop out,
-and the field is cut to a number that the next, larger round affords. What is reported was measured in a last
-round, on latents that took no part in choosing those who reached it, so that they are not flattered by that.
-The winner is the least of these few, whose errors rise and fall together; that flatters it by far less than
-its interval is wide.
+The race is run in rounds, see ``analysis.measure.race``. What is reported was measured in a last round, on
+latents that took no part in choosing those who reached it, so that they are not flattered by that. The winner
+is the least of these few, whose errors rise and fall together; that flatters it by far less than its interval
+is wide. What is to be typed to run it is printed with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,28 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.command.answer import answered, to_type
 from analysis.command.arguments import add_budget, add_factors, add_solvers
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
-from analysis.measure.ends import ends
+from analysis.measure.features import FEATURES, classifier
+from analysis.measure.features import features as named
+from analysis.measure.race import (
+    BY_ERROR,
+    FEWEST,
+    KEPT,
+    SHOWN,
+    Criterion,
+    announced,
+    by_frechet,
+    competes,
+    pace,
+    raced,
+)
 from analysis.measure.rows import BUDGETS, Row, plan, tariff
-from analysis.measure.statistics import Bootstrap, Interval
+from analysis.measure.schedulers import candidates
 from analysis.methods import (
     FLOWS,
     METHODS,
@@ -42,18 +55,10 @@ from analysis.show import plots, tables
 from analysis.study.cells import Study
 from problems import Problem
 from problems.console import Parser, UsageError
-
-ROUNDS = ((1 / 16, 80), (1 / 4, 20))
-"""Share of the samples in each round of choosing, and how many candidates may stay."""
+from problems.labelled import Labelled
 
 GRIDDED = ("linear", "quadratic", "log-snr", "edm")
 """Grids that enter the race."""
-
-FEWEST = 64
-"""Samples that a race needs at least."""
-
-SHOWN = 8
-"""Lines of a table of runners-up."""
 
 
 def arguments(p: Parser) -> None:
@@ -61,6 +66,19 @@ def arguments(p: Parser) -> None:
     add_solvers(p, None)
     add_factors(p, FLOWS, GRIDDED)
     add_budget(p)
+    p.add_argument(
+        "--by",
+        choices=("error", "frechet"),
+        default="error",
+        help="what decides: the distance of end points from the accurate ones, or of samples from data",
+    )
+    p.add_argument(
+        "--features",
+        metavar="NAME",
+        help=f"with --by frechet, what samples are compared in: {', '.join(FEATURES)}, or a file of "
+        "Inception-v3 weights (default: classifier for digits, else pixels)",
+    )
+    p.add_argument("--dry-run", action="store_true", help="only list what would be measured, and how long")
 
 
 def entrants(problem: Problem) -> dict[str, Method]:
@@ -81,6 +99,7 @@ def race(
     grids: Sequence[str | Grid] = GRIDDED,
     bill: str = "cost",
     afs: str = "off",
+    by: str | Criterion = "error",
     study: Study | None = None,
 ) -> pd.DataFrame:
     """Return the best methods under a budget, the best first, as a tidy table.
@@ -99,14 +118,17 @@ def race(
         ``nfe`` or ``cost``: whether the budget pays for evaluations alone, or for derivatives too.
     afs
         ``off``, ``on`` or ``both``.
+    by
+        What decides: ``error``, ``frechet`` in the features of ``criterion``, or a criterion.
     study
         Where results are kept; nowhere by default.
 
     Returns
     -------
-    The finalists of every budget. Columns with 95% intervals are ``error``, the mean L2 error in x, and
-    ``ratio``, that error as a multiple of the best one's on the same latents; ``worse`` says whether it is
-    significantly above one. DDIM on its quadratic grid, if it entered, is always among them (``usual``).
+    The finalists of every budget. Columns with 95% intervals are ``error``, the mean L2 error in x, or
+    ``frechet``, and ``ratio``, that as a multiple of the best one's on the same latents; ``worse`` says
+    whether it is significantly above one. DDIM on its quadratic grid, if it entered, is always among them
+    (``usual``).
 
     Raises
     ------
@@ -118,117 +140,94 @@ def race(
     who = entrants(case.problem) if methods is None else chosen(methods)
     pairs = crossed(who, on, over)
     budgets = [nfe] if isinstance(nfe, int) else list(dict.fromkeys(nfe))
+    decides = criterion(case.problem, by) if isinstance(by, str) else by
     tables = [
-        raced(case, plan(case.problem, pairs, [budget], bill=bill, afs=afs), budget, study or Study())
+        raced(
+            case, plan(case.problem, pairs, [budget], bill=bill, afs=afs), budget, study or Study(), decides
+        )
         for budget in budgets
     ]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([table for table, _ in tables], ignore_index=True)
 
 
-def raced(case: Case, rows: Sequence[Row], budget: int, study: Study) -> pd.DataFrame:
-    """Return the finalists among rows of one budget; see ``race``."""
-    if case.samples < FEWEST:
-        raise ValueError(f"{case.samples} samples decide no race; type --samples {FEWEST} or more")
-    rows = [row for row in rows if competes(row.method) and not row.note]
-    if not rows:
-        raise ValueError(f"no candidate can do anything with a budget of {budget}; type a larger one")
-    entered = len(rows)
-    baseline = [row for row in rows if row.method == METHODS["ddim"]]
-    for number, (part, places) in enumerate(ROUNDS, start=1):
-        others = case.but(samples=round(case.samples * part), seed=case.seed + number)
-        rows, errors = _measured(others, rows, study)
-        rows = [rows[i] for i in survivors(errors, places)]
-    rows += [row for row in baseline if row not in rows]
-    results = ends(case, rows, study)
-    pairs = [(row, result) for row, result in zip(rows, results, strict=True) if not result.failure]
-    if not pairs:
-        raise ArithmeticError(f"nothing could be measured: {results[0].failure}")
-    rows, arrays = [row for row, _ in pairs], [result.arrays for _, result in pairs]
-    errors = np.stack([r["error"] for r in arrays])
-    order = np.argsort(np.where(np.isfinite(errors.mean(1)), errors.mean(1), np.inf), kind="stable")
-    errors, bootstrap = errors[order], Bootstrap(case.samples)
-    ratio = bootstrap.ratios(errors, np.broadcast_to(errors[0], errors.shape))
-    return pd.DataFrame(
-        [
-            {
-                **case.config,
-                "budget": budget,
-                "entrants": entered,
-                **rows[i].factors,
-                "steps": rows[i].steps,
-            }
-            for i in order
-        ]
-    ).assign(
-        **{name: [float(arrays[i][name]) for i in order] for name in ("nfe", "jvp", "head")},
-        **bootstrap.means(errors).columns("error"),
-        **ratio.columns("ratio"),
-        worse=ratio.low > 1.0,
-        usual=[rows[i].method == METHODS["ddim"] for i in order],
-        reference_error=[float(arrays[i]["reference_error"]) for i in order],
-    )
+def criterion(problem: Problem, by: str, features: str | None = None) -> Criterion:
+    """Return what a race is decided by.
+
+    Parameters
+    ----------
+    problem
+        What is solved.
+    by
+        ``error`` or ``frechet``.
+    features
+        In which Fréchet distances are taken, see ``analysis.measure.features.features``; by default those of
+        the digits classifier for its images, else pixels.
+
+    Raises
+    ------
+    ValueError
+        If there are no such features or, for Fréchet distances, no data.
+    """
+    if by == "error":
+        return BY_ERROR
+    if isinstance(problem, Labelled) and not problem.has_data:
+        raise ValueError("the problem has no data to compare with; give it data=, or leave out --by frechet")
+    usual = ["pixels"] if classifier(problem) is None else ["classifier"]
+    return by_frechet(named([features] if features else usual, problem)[0])
 
 
-def measure(session: Session) -> Outcome:
+def measure(session: Session) -> Outcome | None:
     """Race, under every budget that was asked for."""
     args, case = session.args, session.case
     if case.samples < FEWEST:
         raise UsageError(f"{case.samples} samples decide no race; type --samples {FEWEST} or more")
     if args.denoise != "off":
         raise UsageError("denoised ends and others are no competitors; leave out --denoise")
+    if args.features and args.by == "error":
+        raise UsageError("errors are those of end points in x; leave out --features, or type --by frechet")
     session = session.choosing(args.solvers or list(entrants(session.problem)))
-    found = []
-    for budget in dict.fromkeys(args.steps or args.nfe or BUDGETS):
-        rows = session.rows([budget])
-        try:
-            found.append(raced(case, rows, budget, session.study))
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-    return Outcome(pd.concat(found, ignore_index=True))
+    try:
+        by = criterion(case.problem, args.by, args.features)
+        budgets = {
+            budget: session.rows([budget]) for budget in dict.fromkeys(args.steps or args.nfe or BUDGETS)
+        }
+        if args.dry_run:
+            announce(session, budgets, by)
+            return None
+        found, answers = [], []
+        for budget, rows in budgets.items():
+            keep = partial(likely, case.problem)
+            table, finalists = raced(case, rows, budget, session.study, by, keep)
+            found.append(table)
+            answers.append(answered(case, budget, finalists, session.study))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Outcome(pd.concat(found, ignore_index=True), extra=(by, answers))
 
 
-def competes(method: Method) -> bool:
-    """Return whether a method has an end point to be judged by, and steps for a budget to buy."""
-    return not (method.random or method.adaptive)
+def likely(problem: Problem, row: Row) -> bool:
+    """Return whether a row may have an equal in diffusers."""
+    return bool(candidates(problem, row.method))
 
 
-def _measured(case: Case, rows: Sequence[Row], study: Study) -> tuple[list[Row], Any]:
-    """Return the rows that could be measured, and their errors, (rows, samples)."""
-    found = [pair for pair in zip(rows, ends(case, rows, study), strict=True) if not pair[1].failure]
-    if not found:
-        raise ArithmeticError(f"nothing could be measured: {study.failures[-1].failure}")
-    return [row for row, _ in found], np.stack([result.arrays["error"] for _, result in found])
-
-
-def survivors(errors: Any, places: int) -> list[int]:
-    """Return which candidates stay in the race, the best first.
-
-    Parameters
-    ----------
-    errors
-        Errors of the candidates on common latents, (candidates, samples).
-    places
-        How many may stay.
-
-    Returns
-    -------
-    Indices of those whose mean is finite, is not above the least one with 95% confidence (paired bootstrap),
-    and is among the ``places`` least; the first ``SHOWN`` stay in any case.
-    """
-    finite = np.flatnonzero(np.isfinite(errors).all(1))
-    if not len(finite):
-        return list(range(len(errors)))[:places]
-    order = finite[np.argsort(errors[finite].mean(1), kind="stable")]
-    ratio: Interval = Bootstrap(errors.shape[1]).ratios(
-        errors[order], np.broadcast_to(errors[order[0]], (len(order), errors.shape[1]))
-    )
-    doubtful = [i for i, low in enumerate(ratio.low) if i < SHOWN or not low > 1.0]
-    return [int(order[i]) for i in doubtful[:places]]
+def announce(session: Session, budgets: Mapping[int, Sequence[Row]], by: Criterion) -> None:
+    """Print what would be measured at most, and how long it would take in this process."""
+    parts = [
+        announced(session.case, rows, by, 2 * KEPT).assign(budget=budget) for budget, rows in budgets.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    seconds = pace(session.case) * float(table["evaluations"].sum())
+    notes = [
+        "evaluations: of the network for one sample, derivatives and accurate ends included",
+        f"about {seconds / 60:.1f} minutes in one process, if nothing of it is in the store yet",
+    ]
+    order = ["budget", "round", "candidates", "samples", "evaluations"]
+    tables.show(f"To be measured on {session.case.name}, at most", table[order], notes)
 
 
 def report(session: Session, outcome: Outcome) -> None:
-    """Print the winners, a line per budget, then a table of runners-up for each budget."""
-    table = outcome.table
+    """Print the winners, a line per budget, then a table of runners-up for each, then what is to be typed."""
+    table, (by, answers) = outcome.table, outcome.extra
     unit = "steps" if session.args.steps else "NFE"
     columns = ["solver", "form", "grid", *(["afs"] if table["afs"].any() else [])]
 
@@ -237,7 +236,7 @@ def report(session: Session, outcome: Outcome) -> None:
         cost = f"{row['nfe']:g}" + (
             f" + {row['jvp'] + row['head']:g} derivatives" if row["jvp"] + row["head"] else ""
         )
-        return {**shown, "steps": row["steps"], "NFE": cost, "mean L2 error (95%)": tables.cell(row, "error")}
+        return {**shown, "steps": row["steps"], "NFE": cost, f"{short(by)} (95%)": tables.cell(row, by.name)}
 
     groups = list(table.groupby("budget", sort=False))
     winners = []
@@ -254,14 +253,14 @@ def report(session: Session, outcome: Outcome) -> None:
         "derivatives are free" if session.args.bill == "nfe" else f"a derivative costs {costs.jvp:.3g} NFE"
     )
     tables.show(
-        f"The best on {session.case.name}: least mean L2 error of the end point in x",
+        f"The best on {session.case.name}: least {by.title}",
         pd.DataFrame(winners),
         [
             "level: runners-up not significantly worse (95%, paired, on latents that chose no finalist)",
             "of: combinations of method, form and grid that entered the race",
-            "DDIM, quadratic: its error as a multiple of the best one's (95%, paired)",
+            f"DDIM, quadratic: its {by.name} as a multiple of the best one's (95%, paired)",
             f"{billed}; random methods and those that choose their own steps do not take part",
-            f"reference: own error {table['reference_error'].max():.1e}",
+            *floor(session, by, table),
         ],
     )
     for budget, rows in groups:
@@ -274,28 +273,45 @@ def report(session: Session, outcome: Outcome) -> None:
         tables.show(
             f"{budget} {unit}: the best and those not significantly worse", pd.DataFrame(lines), notes
         )
+    for answer in answers:
+        rows = table[table["budget"] == answer.budget]
+        to_type(session, answer, rows.iloc[answer.place], f"{answer.budget} {unit}")
+
+
+def short(by: Criterion) -> str:
+    """Return what stands above a column of what decides."""
+    return "mean L2 error" if by.name == "error" else "Fréchet distance"
+
+
+def floor(session: Session, by: Criterion, table: pd.DataFrame) -> list[str]:
+    """Return a note on the least that means anything."""
+    if by.name == "error":
+        return [f"reference: own error {table['reference_error'].max():.1e}"]
+    return [f"{session.case.samples} samples; fewer give larger distances"]
 
 
 def draw(session: Session, outcome: Outcome) -> Figure:
     """Draw the best of each budget with their intervals; those that are significantly worse are hollow."""
-    table = outcome.table
+    table, (by, _) = outcome.table, outcome.extra
     budgets = list(dict.fromkeys(table["budget"]))
     shown = {b: table[table["budget"] == b].head(SHOWN) for b in budgets}
     with plots.style():
         figure, axes = plots.panels(len(budgets), 1, figsize=(plots.WIDTH, 0.4 + 1.5 * len(budgets)))
         for ax, (budget, rows) in zip(axes[:, 0], shown.items(), strict=True):
             y = np.arange(len(rows))
-            apart = [rows["error"] - rows["error_low"], rows["error_high"] - rows["error"]]
-            ax.errorbar(rows["error"], y, xerr=apart, linestyle="", color="0.4", elinewidth=0.8)
+            value = rows[by.name]
+            apart = [value - rows[f"{by.name}_low"], rows[f"{by.name}_high"] - value]
+            ax.errorbar(value, y, xerr=apart, linestyle="", color="0.4", elinewidth=0.8)
             for i, (_, row) in enumerate(rows.iterrows()):
-                ax.plot(row["error"], i, "o", color="#0072B2", fillstyle="none" if row["worse"] else "full")
+                ax.plot(row[by.name], i, "o", color="#0072B2", fillstyle="none" if row["worse"] else "full")
             names = plots.looks(list(rows["solver"]))
             words = [f"{names[r['solver']].label}, {r['form']}, {r['grid']}" for _, r in rows.iterrows()]
             ax.set_yticks(y, words)
             ax.set_ylim(len(rows) - 0.5, -0.5)
             ax.set_title(f"budget {budget}", loc="left")
             ax.grid(visible=False, axis="y")
-        axes[-1, 0].set_xlabel("mean $L_2$ error at $t_{cut}$ (hollow: significantly worse than the best)")
+        what = "mean $L_2$ error at $t_{cut}$" if by.name == "error" else by.title
+        axes[-1, 0].set_xlabel(f"{what} (hollow: significantly worse than the best)")
         return figure
 
 
@@ -309,6 +325,7 @@ EXPERIMENT = Experiment(
         "--problem digits-mixture --samples 320 --nfe 5 10 15 20 25",
         "--problem digits --samples 320 --nfe 10 --afs both",
         "--nfe 10 --solvers ddim ttm2 unipc3 --bill nfe",
+        "--problem digits --samples 500 --nfe 10 --by frechet --dry-run",
     ),
     arguments=arguments,
     measure=measure,

@@ -9,6 +9,7 @@ modes, get sheets of images and errors alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.command.arguments import add_decoder, add_solvers
+from analysis.command.arguments import add_decoder, add_factors, add_solvers
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
@@ -50,6 +51,8 @@ def arguments(p: Parser) -> None:
     p.add_argument("--steps", nargs="+", type=positive, default=list(STEPS), help="numbers of solver steps")
     add_solvers(p, DEFAULT)
     add_decoder(p, "the sheets show its images")
+    add_factors(p, None, ("quadratic",))
+    p.add_argument("--afs", action="store_true", help="analytical first step (saves one NFE)")
 
 
 def sample_shares(
@@ -159,11 +162,23 @@ def threshold(case: Case) -> float:
     return float(densities.quantile(1.0 - REGION).item())
 
 
+def variants(session: Session) -> dict[str, Method]:
+    """Return the methods on the forms and grids that were asked for, by names that tell them apart."""
+    pairs = session.crossed()
+    names = [name for name, _ in pairs]
+    return {
+        name if names.count(name) == 1 else f"{name}, {method.form.name}, {method.grid.name}": replace(
+            method, afs=session.args.afs
+        )
+        for name, method in pairs
+    }
+
+
 def measure(session: Session) -> Outcome:
     """Measure what was asked for."""
     decoder = session.decoder
     try:
-        results = _measured(session.case, session.methods(), session.args.steps, session.study)
+        results = _measured(session.case, variants(session), session.args.steps, session.study)
     except ValueError as error:
         raise UsageError(str(error)) from error
     table = _tabulated(session.case, results)

@@ -154,7 +154,8 @@ def report_failures(failures: Sequence[Result]) -> None:
 
 def _recorded(table: tables.Table) -> dict[str, Any]:
     columns, rows = table.cells()
-    return {"title": table.title, "columns": columns, "rows": rows, "notes": list(table.notes)}
+    about = {"title": table.title, "columns": columns, "rows": rows, "notes": list(table.notes)}
+    return about | ({"code": table.code} if table.code else {})
 
 
 def _manifest(args: argparse.Namespace, seconds: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,8 @@ class Grid:
         Lines below it.
     published
         Tables of the paper that belong beside it.
+    code
+        What is to be typed, instead of cells.
     """
 
     title: str
@@ -95,6 +97,7 @@ class Grid:
     rows: list[list[str]]
     notes: list[str]
     published: tuple[Grid, ...] = ()
+    code: str = ""
 
     @classmethod
     def of(
@@ -180,7 +183,8 @@ def read(path: Path, manifest: Mapping[str, Any], heading: Heading, out: Path) -
         beside = [(pattern, paper) for pattern, paper in waiting if re.search(pattern, str(table["title"]))]
         waiting = [pair for pair in waiting if pair not in beside]
         shown = [paper for _, paper in beside]
-        tables.append(Grid.of(table["title"], table["columns"], table["rows"], table["notes"], shown))
+        grid = Grid.of(table["title"], table["columns"], table["rows"], table["notes"], shown)
+        tables.append(replace(grid, code=str(table.get("code", ""))))
     images = [path.parent / str(name) for name in manifest["files"] if str(name).endswith(".png")]
     inside = [image for image in images if image.resolve().is_relative_to(out.resolve())]
     return Run(

@@ -7,6 +7,7 @@ every table joins a list, from which files are written at the end.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +22,7 @@ from problems.files import atomically
 
 
 class Table(NamedTuple):
-    """A table for readers, as opposed to tidy data.
+    """A table for readers, as opposed to tidy data; or what is to be typed.
 
     Attributes
     ----------
@@ -31,11 +32,17 @@ class Table(NamedTuple):
         Its cells.
     notes
         Lines below it.
+    code
+        What is to be typed, instead of cells.
+    language
+        In which that is: ``sh`` or ``python``.
     """
 
     title: str
     frame: pd.DataFrame
     notes: Sequence[str] = ()
+    code: str = ""
+    language: str = ""
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Return the names of the columns, and the rows, as they are printed."""
@@ -114,6 +121,20 @@ def show(title: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> None:
     keep(title, frame, notes)
 
 
+def show_code(title: str, code: str, language: str) -> None:
+    """Print what is to be typed, with its title above it, and keep it."""
+    print(f"\n{title}\n\n{textwrap.indent(code, '    ')}")
+    collection = _COLLECTION.get()
+    if collection is not None:
+        collection.append(Table(title, pd.DataFrame(), (), code, language))
+
+
+def say(sentence: str) -> None:
+    """Print a sentence, and keep it."""
+    print(f"\n{sentence}")
+    keep(sentence, pd.DataFrame())
+
+
 def keep(title: str, frame: pd.DataFrame, notes: Sequence[str] = ()) -> None:
     """Keep a table for the files without printing it."""
     collection = _COLLECTION.get()
@@ -157,5 +178,10 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def _text(table: Table, form: str) -> str:
+    if table.code:
+        github = f"```{table.language}\n{table.code}\n```"
+        return github if form == "github" else f"\\begin{{verbatim}}\n{table.code}\n\\end{{verbatim}}"
     columns, rows = table.cells()
+    if not columns:
+        return ""
     return tabulate(rows, headers=columns, tablefmt=form, disable_numparse=True)
