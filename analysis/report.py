@@ -48,11 +48,15 @@ def parser(launcher: str = MODULE) -> Parser:
     name = f"{launcher}report"
     p = Parser(
         "analysis.report",
-        "One page, report.html, of all figures and tables in a folder of results, to be opened from disk.",
-        f"  {name}\n  {name} --out results/mixture",
+        "One page, report.html, of all figures and tables in a folder of results, to be opened from disk; or "
+        "beside.html, of two folders side by side.",
+        f"  {name}\n  {name} --out results/mixture\n  {name} --out results/mine --beside results/digits",
     )
     p.prog = name
     p.add_argument("--out", type=Path, default=RESULTS, help="folder of the results, and of the page")
+    p.add_argument(
+        "--beside", type=Path, metavar="OTHER", help="another folder of results, to stand beside it"
+    )
     p.add_argument(
         "--plugin", nargs="+", type=Path, default=(), metavar="FILE", help="Python files that add experiments"
     )
@@ -70,12 +74,13 @@ def command(argv: Sequence[str] | None = None, launcher: str = MODULE) -> int:
         for file in args.plugin:
             plugins.from_file(file)
         listed = headings(out, launcher)
-        if not out.is_dir():
+        absent = [folder for folder in (out, args.beside) if folder is not None and not folder.is_dir()]
+        if absent:
             raise UsageError(
-                f"there is no folder {out}; run an experiment first, such as {listed[0].command}"
+                f"there is no folder {absent[0]}; run an experiment first, such as {listed[0].command}"
             )
-        text = page(out, listed)
-        target = out / "report.html"
+        text = page(out, listed, args.beside)
+        target = out / ("beside.html" if args.beside else "report.html")
         print(f"written: {atomically(target, partial(Path.write_text, data=text, encoding='utf-8'))}")
 
     return attempt(p, action, "the page is as it was")

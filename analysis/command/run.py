@@ -21,8 +21,9 @@ import torch
 from matplotlib.figure import Figure
 
 from analysis.command.arguments import parser
-from analysis.command.experiment import Experiment
+from analysis.command.experiment import Experiment, Outcome
 from analysis.command.session import Session
+from analysis.measure.features import classifier
 from analysis.methods import plugins
 from analysis.show import plots, tables
 from analysis.study.cells import Result, Study
@@ -31,6 +32,7 @@ from analysis.study.pools import NoPoolError, pool
 from analysis.study.store import Store
 from problems.console import Parser, UsageError, attempt
 from problems.files import atomically
+from problems.labelled import Labelled
 
 MODULE = "python -m analysis."
 """What is typed before the name of a command, unless it is the console script."""
@@ -108,6 +110,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None, launcher: st
         about = {
             "experiment": experiment.name,
             "command": shlex.join(words),
+            "about": subject(session, outcome),
             **_manifest(args, time.perf_counter() - began),
             "files": [Path(os.path.relpath(file, args.out)).as_posix() for file in files],
             "tables": [_recorded(table) for table in shown],
@@ -118,6 +121,20 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None, launcher: st
         print("\nwritten: " + ", ".join(str(f) for f in (*files, manifest)))
 
     return attempt(p, action, "what was measured is kept, the same command resumes") or code
+
+
+def subject(session: Session, outcome: Outcome) -> dict[str, str]:
+    """Return in words which model was measured, with which data it was compared, and in which features."""
+    problem, table = session.problem, outcome.table
+    own = "of the model" if not isinstance(problem, Labelled) or problem.has_data else "none"
+    seen = ["x"]
+    if "feature" in table:
+        seen = list(dict.fromkeys(table["feature"]))
+    elif "feature_error" in table:
+        seen += [look.name for look in [classifier(problem)] if look is not None]
+    given = vars(session.args).get("data") or vars(session.args).get("reference") or own
+    kind = type(problem).__name__
+    return {"model": f"{session.case.name} ({kind})", "data": str(given), "features": ", ".join(seen)}
 
 
 def drawn(figures: Figure | Mapping[str, Figure], path: Path) -> list[Path]:

@@ -139,8 +139,8 @@ class Run:
     ----------
     heading
         What was run.
-    place
-        The folder, seen from that of the results.
+    place, name
+        The folder, seen from that of the results, and the name of the files.
     command
         What was typed.
     tables, pictures
@@ -149,15 +149,38 @@ class Run:
         What it was made by, with and on: names and values.
     samples
         How many samples it took, in words.
+    caption
+        Which model, data and features its figures and tables are of.
     """
 
     heading: Heading
     place: str
+    name: str
     command: str
     tables: list[Grid]
     pictures: list[Picture]
     provenance: list[tuple[str, str]]
     samples: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page: a run, or two of one experiment side by side.
+
+    Attributes
+    ----------
+    heading
+        What was run.
+    place
+        The folder, seen from that of the results.
+    sides
+        The folders of results, each with its run; None where it has none.
+    """
+
+    heading: Heading
+    place: str
+    sides: list[tuple[str, Run | None]]
 
 
 def read(path: Path, manifest: Mapping[str, Any], heading: Heading, out: Path) -> Run:
@@ -190,12 +213,23 @@ def read(path: Path, manifest: Mapping[str, Any], heading: Heading, out: Path) -
     return Run(
         heading,
         path.parent.relative_to(out).as_posix(),
+        path.stem,
         str(manifest["command"]),
         tables,
         [picture(image, path.parent) for image in inside],
         [(label, told(manifest[key])) for key, label in PROVENANCE.items() if key in manifest],
         told(dict(manifest.get("arguments", {})).get("samples")),
+        caption(manifest),
     )
+
+
+def caption(manifest: Mapping[str, Any]) -> str:
+    """Return which model, data and features the figures and tables of a manifest are of."""
+    arguments = dict(manifest.get("arguments", {}))
+    about = dict(manifest.get("about", {})) or {"model": told(arguments.get("problem"))}
+    words = [f"{key} {told(value)}" for key, value in about.items()]
+    words += [f"{told(arguments[key])} {key}" for key in ("samples",) if key in arguments]
+    return ", ".join(words)
 
 
 def picture(path: Path, folder: Path) -> Picture:
@@ -245,8 +279,19 @@ def _manifest(path: Path) -> dict[str, Any]:
         return {}
 
 
-def page(out: Path, headings: Sequence[Heading]) -> str:
-    """Return the page of the results in a folder, as HTML.
+def sections(found: Mapping[str, Sequence[Run]]) -> list[Section]:
+    """Return the sections of the runs in folders of results; those of the first folder come first."""
+    sides = {
+        folder: {(run.heading, run.place, run.name): run for run in there} for folder, there in found.items()
+    }
+    keys = dict.fromkeys(key for there in sides.values() for key in there)
+    return [
+        Section(key[0], key[1], [(folder, there.get(key)) for folder, there in sides.items()]) for key in keys
+    ]
+
+
+def page(out: Path, headings: Sequence[Heading], beside: Path | None = None) -> str:
+    """Return the page of the results in a folder, or in two side by side, as HTML.
 
     Parameters
     ----------
@@ -254,18 +299,26 @@ def page(out: Path, headings: Sequence[Heading]) -> str:
         The folder.
     headings
         The experiments, in the order of the page; those without results are listed as missing.
+    beside
+        Another folder, whose results stand on the right of those of the first.
     """
-    found = runs(out, headings)
-    there = [run for run in found if isinstance(run, Run)]
-    have = {run.heading.name for run in there}
-    sizes = {run.samples for run in there if run.heading.name == BIASED}
+    folders = {str(folder): runs(folder, headings) for folder in (out, *([beside] if beside else []))}
+    there = {name: [run for run in found if isinstance(run, Run)] for name, found in folders.items()}
+    order = {heading.name: i for i, heading in enumerate(headings)}
+    shown = sections(there)
+    if beside:
+        shown.sort(key=lambda s: (order.get(s.heading.name, len(order)), s.heading.name, s.place))
+    have = {section.heading.name for section in shown}
+    sizes = {run.samples for found in there.values() for run in found if run.heading.name == BIASED}
+    broken = [path for found in folders.values() for path in found if isinstance(path, Path)]
     text = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(text)
     return template.render(
-        runs=there,
-        broken=[path.relative_to(out).as_posix() for path in found if isinstance(path, Path)],
+        sections=shown,
+        folders=list(folders) if beside else [],
+        broken=[path.as_posix() if beside else path.relative_to(out).as_posix() for path in broken],
         missing=[heading for heading in headings if heading.name not in have],
         caveat=CAVEAT,
         biased=BIASED,

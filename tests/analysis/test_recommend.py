@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from analysis import gte, recommend
-from analysis.recommend import survivors
+from analysis.measure import race
+from analysis.measure.race import survivors
 
 
 def run(out, *arguments):
@@ -14,7 +15,7 @@ def run(out, *arguments):
 
 
 def test_those_clearly_worse_leave_and_the_rest_is_cut(monkeypatch):
-    monkeypatch.setattr(recommend, "SHOWN", 1)
+    monkeypatch.setattr(race, "SHOWN", 1)
     source = np.random.default_rng(0)
     base = source.lognormal(size=200)
     errors = np.stack([2.0 * base, base, base * source.lognormal(0.0, 0.05, 200), 50.0 * base])
@@ -93,7 +94,7 @@ def test_all_that_can_solve_a_problem_enter(tmp_path, monkeypatch):
     """A network has a head, but no covariance of the data given a state."""
     entered = []
 
-    def raced(case, rows, budget, study):
+    def raced(case, rows, *others):
         entered.extend(row.solver for row in rows)
         raise ValueError("enough")
 
