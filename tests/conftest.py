@@ -1,5 +1,6 @@
 """What several test files stand on: high-precision mixtures, a cluster, draft figures, counted writes."""
 
+import gc
 from collections.abc import Callable, Sequence
 
 import mpmath
@@ -18,6 +19,18 @@ mp.dps = 60
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
 settings.load_profile("reproducible")
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported and collected stays: to look for garbage in it takes seconds in every worker."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
 
 Vector = list[mpmath.mpf]
 Eps = Callable[[Vector, mpmath.mpf], Vector]
@@ -110,13 +123,19 @@ def cluster_address():
 
 
 SAVE = plots.save
+LAID_OUT: set[tuple[str, int]] = set()
+"""Names and numbers of panels of the figures that were laid out by this process."""
 
 
 def draft(figure, path):
-    """Write a figure as a coarse PNG, and a PDF that is none."""
+    """Write a figure as a coarse PNG, and a PDF that is none; lay it out if no such figure was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(path.name + suffix) for suffix in (".pdf", ".png")]
     files[0].write_bytes(b"%PDF-1.4\n")
+    such = path.name, len(figure.axes)
+    if such in LAID_OUT:
+        figure.set_layout_engine("none")
+    LAID_OUT.add(such)
     with plots.style():
         figure.savefig(files[1], dpi=20)
     plt.close(figure)
@@ -125,7 +144,7 @@ def draft(figure, path):
 
 @pytest.fixture(scope="session", autouse=True)
 def _drafts():
-    """Figures are drawn and laid out in full, but written coarsely."""
+    """Figures are drawn and written coarsely; layouts, which cost most, are made once for each kind."""
     patch = pytest.MonkeyPatch()
     patch.setattr(plots, "save", draft)
     yield

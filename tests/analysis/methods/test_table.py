@@ -1,5 +1,6 @@
 """The table of methods: budgets as the paper counts them, and identities between names."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -119,11 +120,16 @@ def test_afs_and_denoise_are_wrapped_around_the_same_march():
     assert torch.equal(denoise(problem, plain, 1e-3), both)
 
 
+@functools.cache
+def schedule_of(problem):
+    return PROBLEMS[problem]().schedule
+
+
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=str)
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_every_grid_spans_the_schedule_of_every_problem(grid, problem):
     """Grids of nodes need a table, whose leading nodes begin below its start; shifts need times in [0, 1]."""
-    schedule = PROBLEMS[problem]().schedule
+    schedule = schedule_of(problem)
     leading = grid.name.startswith("leading")
     nodes = leading or grid.name in ("trailing", "linspace")
     if nodes != isinstance(schedule, Table) and (nodes or grid.name == "shift3"):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from analysis.measure import reference as module
 from analysis.measure.problems import PROBLEMS
 from analysis.measure.reference import reference
 from analysis.methods import METHODS
@@ -93,8 +94,9 @@ def test_there_is_no_average_over_scores_of_many_classes():
     assert problem.conditional.average_variance is None
 
 
-def test_the_reference_keeps_states_in_their_places(learned):
+def test_the_reference_keeps_states_in_their_places(learned, monkeypatch):
     """Some trajectories are solved again with more steps; each has the class of its place all the while."""
+    monkeypatch.setattr(module, "STEPS", (16, 128))
     x = 2.0 * states(6)
     found = reference(learned.labelled(InTurn(3)), x, (1.0, 0.01), tolerance=1e-3)
     for label in range(3):
