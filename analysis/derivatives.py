@@ -29,7 +29,7 @@ from analysis.show import plots, tables
 from analysis.study.cells import Cell, Result, Study, frame, measured
 from analysis.study.values import Aside
 from problems import Model, Problem
-from problems.console import Parser, UsageError, positive
+from problems.console import Parser, UsageError, positive, up_to
 
 TIMES = (0.1, 0.2, 0.5)
 STENCILS = (1, 2)
@@ -47,7 +47,7 @@ def arguments(p: Parser) -> None:
     p.add_argument(
         "--stencils",
         nargs="+",
-        type=positive,
+        type=up_to(100),  # the weights of more points are no numbers of float64
         default=list(STENCILS),
         help="number of further points in a difference",
     )

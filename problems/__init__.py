@@ -1,5 +1,10 @@
 """What is solved: noise schedules, score models with exact derivatives, and the forms of their flow."""
 
+# ruff: noqa: E402
+from problems.terminal import begin
+
+begin()  # before torch, whose import takes seconds
+
 from problems.autodiff import Autodiff
 from problems.bill import Bill, Tariff
 from problems.covariance import UncertainDDIM, UncertainLocalization

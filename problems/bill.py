@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -47,7 +48,16 @@ class Tariff:
         Price of one total derivative of ε along a path.
     head
         Price of one call of a distilled head: the overhead of App. C.2.5.
+
+    Raises
+    ------
+    ValueError
+        If a price is negative or not finite.
     """
 
     jvp: float = 0.0
     head: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.jvp < math.inf and 0.0 <= self.head < math.inf):
+            raise ValueError(f"prices are at least zero and finite, which {self} is not")

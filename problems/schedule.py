@@ -20,6 +20,13 @@ class Schedule(ABC):
     start: float
     stop: float
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.stop < self.start < math.inf:
+            raise ValueError(
+                "a schedule runs from start, where all is noise, down to stop: 0 <= stop < start must hold, "
+                f"which stop = {self.stop:g}, start = {self.start:g} do not"
+            )
+
     @abstractmethod
     def alpha(self, t: T) -> T:
         """Return the signal coefficient α(t)."""

@@ -58,9 +58,11 @@ def module_of(path: Path, typed: str = "") -> ModuleType:
 def text(path: Path, typed: str = "") -> bytes:
     """Return the bytes of a file; see ``module_of`` for the parameters and errors."""
     try:
-        return path.read_bytes()
+        if path.is_file():  # and no pipe, which would keep its reader waiting
+            return path.read_bytes()
     except OSError:
-        raise UsageError(f"{typed}{path}: there is no such file") from None
+        pass
+    raise UsageError(f"{typed}{path}: there is no such file")
 
 
 def told(error: BaseException, file: Path | None = None) -> str:

@@ -14,7 +14,7 @@ from analysis.measure.case import BATCH
 from analysis.measure.problems import DTYPES, PROBLEMS
 from analysis.measure.rows import BILLS, BUDGETS, SWITCH
 from analysis.methods import ALIASES, FAMILIES, FLOWS, GRIDS, METHODS
-from problems.console import Parser, UsageError, positive
+from problems.console import Parser, UsageError, folder, positive, seed, size, up_to
 
 V = TypeVar("V")
 
@@ -34,24 +34,32 @@ def parser(experiment: Experiment, launcher: str = "python -m analysis.") -> Par
         help=f"what to solve: {', '.join(PROBLEMS)}; or a model of yours: the path of a file or folder "
         "(docs/models.md says of which makes), package.module:function or file.py:function",
     )
-    group.add_argument("--samples", type=positive, default=1000, help="number of trajectories")
-    group.add_argument("--seed", type=int, default=0, help="seed of the initial states and of all noise")
+    group.add_argument("--samples", type=size, default=1000, help="number of trajectories")
+    group.add_argument("--seed", type=seed, default=0, help="seed of the initial states and of all noise")
     group.add_argument("--device", default="cpu", help="torch device on which the methods run")
     group.add_argument(
         "--dtype", choices=DTYPES, help="precision in which they run (default: float64; float32 for networks)"
     )
+    group.add_argument("--batch", type=size, default=BATCH, help="states that a model sees at once, at most")
     group.add_argument(
-        "--batch", type=positive, default=BATCH, help="states that a model sees at once, at most"
+        "--out",
+        type=folder,
+        default=Path("results"),
+        help="folder of figures, tables, manifests and the store",
     )
-    group.add_argument(
-        "--out", type=Path, default=Path("results"), help="folder of figures, tables, manifests and the store"
+    said = group.add_mutually_exclusive_group()
+    said.add_argument("--quiet", action="store_true", help="print nothing but what went wrong")
+    said.add_argument(
+        "--json", action="store_true", help="print the manifest, tables in it, and nothing else"
     )
     group.add_argument("--fresh", action="store_true", help="measure anew what the store already holds")
     group.add_argument(
         "--plugin", nargs="+", type=Path, metavar="FILE", help="Python files that add methods, problems, …"
     )
     who = group.add_mutually_exclusive_group()
-    who.add_argument("--workers", type=positive, default=1, help="processes on this machine (extra: cluster)")
+    who.add_argument(
+        "--workers", type=up_to(1024), default=1, help="processes on this machine (extra: cluster)"
+    )
     who.add_argument(
         "--scheduler",
         metavar="ADDRESS",

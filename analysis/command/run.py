@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from analysis.show import plots, tables
 from analysis.study.cells import Result, Study
 from analysis.study.libraries import package_version
 from analysis.study.pools import NoPoolError, pool
+from analysis.study.progress import preparing
 from analysis.study.store import Store
 from problems.console import Parser, UsageError, attempt
 from problems.files import atomically
@@ -76,7 +79,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None, launcher: st
     the arguments; 130 when interrupted; or the experiment's own.
     """
     p, args = parsed(experiment, argv, launcher)
-    code = 0
+    code, silent = 0, args.quiet or args.json
 
     def action() -> None:
         nonlocal code
@@ -84,16 +87,21 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None, launcher: st
         store = Store(args.out / "store.sqlite")
         try:
             with pool(args.workers, args.scheduler) as who, tables.collected() as shown:
-                session = Session.of(experiment, args, Study(store, who, args.fresh))
-                outcome = experiment.measure(session)
-                if outcome is not None:
-                    experiment.report(session, outcome)
-                report_failures(session.study.failures)
+                with preparing(f"{experiment.name}: preparing {args.problem}", silent):
+                    session = Session.of(experiment, args, Study(store, who, args.fresh, silent))
+                with redirect_stdout(io.StringIO()) if silent else nullcontext():
+                    outcome = experiment.measure(session)
+                    if outcome is not None:
+                        experiment.report(session, outcome)
+                with redirect_stdout(sys.stderr) if silent else nullcontext():
+                    report_failures(session.study.failures)
         except NoPoolError as error:
             raise UsageError(str(error)) from error
         finally:
             store.close()
         if outcome is None:
+            if args.json:
+                print(json.dumps({"experiment": experiment.name, "tables": [_recorded(t) for t in shown]}))
             return
         code = 1 if session.study.failures else outcome.code
         name = outcome.name or experiment.name
@@ -118,7 +126,10 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None, launcher: st
         text = json.dumps(about, indent=2, default=str) + "\n"
         manifest = session.path(".json", name)
         atomically(manifest, lambda file: file.write_text(text, encoding="utf-8"))
-        print("\nwritten: " + ", ".join(str(f) for f in (*files, manifest)))
+        if args.json:
+            print(text, end="")
+        elif not args.quiet:
+            print("\nwritten: " + ", ".join(str(f) for f in (*files, manifest)))
 
     return attempt(p, action, "what was measured is kept, the same command resumes") or code
 

@@ -17,7 +17,13 @@ from analysis.measure.rows import Row, plan
 from analysis.methods import ALIASES, FLOWS, FORMS, GRIDS, METHODS, Grid, Method, crossed, grid_of
 from analysis.study.cells import Study
 from problems import Problem
-from problems.console import UsageError, device
+from problems.console import UsageError, device, require_memory
+
+STATES = 3
+"""States of each trajectory that are in memory at once, at least: the latent one, two of the reference."""
+
+RESAMPLED = 2 * 8.0 * 2000
+"""Bytes for each trajectory in the matrices of a bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Session:
                 case = case.but(given=given(args.data))
         except ValueError as error:
             raise UsageError(str(error)) from error
+        needed = args.samples * (STATES * 8.0 * case.problem.event_shape.numel() + RESAMPLED)
+        require_memory(needed, f"--samples {args.samples}", "type fewer")
         return cls(experiment, args, case, study)
 
     @property

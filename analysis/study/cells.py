@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from analysis.study.keys import Keys
 from analysis.study.pools import HERE, Pool
+from analysis.study.progress import Progress
 from analysis.study.store import Arrays, Store
 from analysis.study.values import NoFingerprintError
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}"
 PATIENCE = 2.0
 """Seconds between two looks at whether the pool is alive."""
 
@@ -80,6 +79,8 @@ class Study:
         Who measures.
     fresh
         Whether all is measured anew, whatever the store holds.
+    quiet
+        Whether no progress is shown on a terminal either.
     failures
         What could not be measured so far, each with its reason.
     """
@@ -87,6 +88,7 @@ class Study:
     store: Store | None = None
     pool: Pool = HERE
     fresh: bool = False
+    quiet: bool = False
     failures: list[Result] = field(default_factory=list, compare=False)
 
     @property
@@ -109,14 +111,15 @@ class Study:
         OSError
             If a result could not be written, or the pool is gone; what was measured before is kept.
         """
-        plan, known = self._plan(cells)
+        plan, known = self._plan(experiment, list(cells))
         absent = {key: cell for key, cell in plan if key not in known}
         failed: dict[str, str] = {}
         queue, waiting = iter(absent), dict[Future[Any], str]()
         work = sum(cell.work for cell in absent.values())
-        with tqdm(total=work, desc=experiment, disable=None, leave=False, bar_format=BAR) as bar:
+        with Progress(experiment, len(absent), work, self.quiet) as progress:
             while True:
                 for key in islice(queue, self.pool.width - len(waiting)):
+                    progress.at(str(absent[key].config.get("solver", "")))
                     waiting[self._submit(key, absent[key])] = key
                 if not waiting:
                     break
@@ -129,36 +132,39 @@ class Study:
                     if error is None:
                         known[key] = self._keep(experiment, key, absent[key], future.result())
                     else:
-                        failed[key] = str(error) or type(error).__name__
-                    bar.update(absent[key].work)
+                        failed[key] = (str(error) or type(error).__name__).splitlines()[0]
+                    progress.done(absent[key].work)
         results = [Result(cell.config, known.get(key, {}), failed.get(key, "")) for key, cell in plan]
         self.failures.extend(result for result in results if result.failure)
         return results
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:
         """Return the cells that ``run`` would measure."""
-        plan, known = self._plan(cells)
+        plan, known = self._plan("missing", list(cells))
         return [cell for key, cell in plan if key not in known]
 
-    def _plan(self, cells: Iterable[Cell]) -> tuple[list[tuple[str, Cell]], dict[str, Arrays]]:
+    def _plan(
+        self, experiment: str, cells: Sequence[Cell]
+    ) -> tuple[list[tuple[str, Cell]], dict[str, Arrays]]:
         """Return the cells with their keys, and what is known of them."""
         keys, plan = Keys(), []
         known: dict[str, Arrays] = {}
         nameless: set[str] = set()
-        for number, cell in enumerate(cells):
-            try:
-                key = keys.key(cell.measure, cell.arguments)
-            except NoFingerprintError as reason:
-                key = f"{NAMELESS}{number}"
-                nameless.add(str(reason))
-            plan.append((key, cell))
-        for why in sorted(nameless):
-            print(f"not kept in the store, as {why}", file=sys.stderr)
-        if self.store is not None and not self.fresh:
-            for key, _ in plan:
-                arrays = None if key.startswith(NAMELESS) else self.store.read(key)
+        store = None if self.fresh else self.store
+        with Progress(f"{experiment}: what is known", len(cells), len(cells), self.quiet) as progress:
+            for number, cell in enumerate(cells):
+                try:
+                    key = keys.key(cell.measure, cell.arguments)
+                except NoFingerprintError as reason:
+                    key = f"{NAMELESS}{number}"
+                    nameless.add(str(reason))
+                arrays = None if store is None or key.startswith(NAMELESS) else store.read(key)
                 if arrays is not None:
                     known[key] = arrays
+                plan.append((key, cell))
+                progress.done(1)
+        for why in sorted(nameless):
+            print(f"not kept in the store, as {why}", file=sys.stderr)
         return plan, known
 
     def _submit(self, key: str, cell: Cell) -> Future[Any]:

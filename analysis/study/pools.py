@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -112,7 +113,12 @@ def local_cluster(workers: int) -> Iterator[Any]:
     from dask import config
 
     # There is an HTTP server even without a dashboard; port 0 lets several clusters share a machine.
-    quiet = {"dashboard_address": "127.0.0.1:0", "scheduler_kwargs": {"dashboard": False}}
+    # Dask warns of workers that take long to end, which is no concern of a run that went well.
+    quiet = {
+        "dashboard_address": "127.0.0.1:0",
+        "scheduler_kwargs": {"dashboard": False},
+        "silence_logs": logging.ERROR,
+    }
     environment = {f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in MEMORY.items()}
     with config.set(environment):
         try:

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[np.float64]]
 
+PROMPT, PATIENT = 4.0, 60.0
+"""Seconds after which a store that is locked is told of, and for how many more a result is not given up."""
+
 COLUMNS = ("key", "experiment", "config", "arrays", "measured")
 
 
@@ -31,7 +34,7 @@ class Store:
     Raises
     ------
     OSError
-        If the file cannot be opened or is not a results store.
+        If the file cannot be opened, is locked by another program, or is not a results store.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,12 +42,16 @@ class Store:
         self._warned = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60.0)
+            self._db = sqlite3.connect(path, timeout=PROMPT)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             with self._db:
                 self._make()
         except (sqlite3.Error, OSError) as error:
+            if "locked" in str(error):
+                raise OSError(
+                    f"{path} is locked by another program; wait for it or end it, or give another --out"
+                ) from error
             raise OSError(
                 f"{path} cannot be used as a results store ({error}); give another --out"
             ) from error
@@ -87,12 +94,19 @@ class Store:
         """
         blob = io.BytesIO()
         np.savez(blob, allow_pickle=False, **arrays)
+        line = "INSERT OR REPLACE INTO results (key, experiment, config, arrays) VALUES (?, ?, ?, ?)"
+        values = (key, experiment, config, blob.getvalue())
         try:
-            with self._db:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO results (key, experiment, config, arrays) VALUES (?, ?, ?, ?)",
-                    (key, experiment, config, blob.getvalue()),
-                )
+            try:
+                with self._db:
+                    self._db.execute(line, values)
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+                print(f"{self.path} is locked by another program; waiting for it", file=sys.stderr)
+                self._db.execute(f"PRAGMA busy_timeout = {PATIENT * 1000:.0f}")
+                with self._db:
+                    self._db.execute(line, values)
         except sqlite3.Error as error:
             raise OSError(
                 f"{self.path} could not be written ({error}); what was measured before is kept, "

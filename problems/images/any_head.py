@@ -228,11 +228,9 @@ def attached(network: Network, path: Path) -> Network:
     if stored.card.get("network") != digest(network.module):
         raise CheckpointError(f"the head {path} was distilled from another network; distil one from this")
     try:
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in stored.card["config"].items()
-        }
-        head, costs = AnyHead(AnyHeadConfig(**values)), Tariff(**stored.card["tariff"])
+        config = checkpoints.described(AnyHeadConfig, stored.card["config"])
+        costs = checkpoints.described(Tariff, stored.card["tariff"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no head of this suite ({error})") from None
-    checkpoints.fill(head, stored, path)
+    head = checkpoints.built(lambda: AnyHead(config), stored, path)
     return network.with_head(head.to(network.device, network.dtype), costs)

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
+from problems.console import MOST
 from problems.files import atomically
+from problems.images.sketches import sketch
+
+C = TypeVar("C")
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 class CheckpointError(ValueError):
@@ -104,16 +110,92 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error})") from error
 
 
-def fill(module: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
-    """Copy the weights of a checkpoint into a module of its architecture."""
-    wanted = {name: t.shape for name, t in module.state_dict().items()}
+def built(make: Callable[[], M], checkpoint: Checkpoint, path: Path) -> M:
+    """Return a module with the weights of a checkpoint.
+
+    Parameters
+    ----------
+    make
+        Makes the module of its architecture. Before it does, the shapes of its tensors are compared.
+    checkpoint, path
+        The checkpoint and its file.
+
+    Raises
+    ------
+    CheckpointError
+        If tensors are missing, left over or of other shapes, or hold other than finite real numbers.
+    """
+    try:
+        wanted = sketch(make, len(checkpoint.tensors))
+    except ValueError as error:
+        raise CheckpointError(f"{path} does not fit the architecture on its card ({error})") from None
     found = {name: t.shape for name, t in checkpoint.tensors.items()}
     odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if odd:
         raise CheckpointError(
             f"{path} does not fit the architecture on its card ({len(odd)} tensors, {odd[0]} among them)"
         )
+    require_sound(checkpoint.tensors, path)
+    module = make()
     module.load_state_dict(checkpoint.tensors)
+    return module
+
+
+def require_sound(tensors: Mapping[str, Any], path: Path) -> None:
+    """Refuse weights that are complex, NaN or infinite.
+
+    Raises
+    ------
+    CheckpointError
+        If there are such.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_complex():
+            raise CheckpointError(f"{path} has complex numbers as {name}, where a network has real ones")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path} has NaN or infinite numbers as {name}; restore or retrain it")
+
+
+def described(kind: Callable[..., C], values: Mapping[str, Any]) -> C:
+    """Return a dataclass of plain values that a card describes, with their types and sizes checked.
+
+    Parameters
+    ----------
+    kind
+        The dataclass; its fields are numbers, texts, truth values and tuples of these.
+    values
+        JSON values by the names of the fields; tuples are lists.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is not of its type, a number is not finite or above a million, or the dataclass refuses it.
+    """
+    hints = get_type_hints(kind)
+    return kind(**{name: _plain(name, hints.get(name, object), value) for name, value in values.items()})
+
+
+def _plain(name: str, kind: Any, value: Any) -> Any:
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_plain(name, get_args(kind)[0], one) for one in value)
+    if kind not in (bool, int, float, str):
+        if kind is object:
+            raise TypeError(f"there is no {name}")
+        raise TypeError(f"{name} is {value!r}")
+    if not (type(value) is kind or (kind is float and type(value) is int)):
+        raise TypeError(f"{name} is {value!r}, not of the type {kind.__name__}")
+    if kind in (int, float) and not (math.isfinite(value) and abs(value) <= MOST):
+        raise ValueError(f"{name} is {value!r}, no number of a size that occurs")
+    return value
+
+
+def seal(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """Return a digest of tensors and texts, which changes when any of them does."""
+    found = hashlib.sha256(json.dumps(sorted(about.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

@@ -116,10 +116,10 @@ def load(path: Path) -> tuple[Classifier, dict[str, Any]]:
     """
     stored = checkpoints.load(path, "classifier")
     try:
-        classifier = Classifier(ClassifierConfig(**stored.card["config"]))
-    except (KeyError, TypeError, ValueError) as error:
+        config = checkpoints.described(ClassifierConfig, stored.card["config"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no classifier of this suite ({error})") from None
-    checkpoints.fill(classifier, stored, path)
+    classifier = checkpoints.built(lambda: Classifier(config), stored, path)
     return classifier.eval().requires_grad_(False), stored.card
 
 

@@ -13,9 +13,10 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from problems.console import Parser, UsageError, attempt, device, positive
+from problems.console import Parser, UsageError, attempt, device, positive, seed, stem
 from problems.images import checkpoints, data
 from problems.images.classifier import Classifier, ClassifierConfig
+from problems.images.sketches import require_trainable
 from problems.images.sources import MIXTURES, Samples, traits
 from problems.images.train import add_recipe, card, recipe, typed, written
 from problems.images.training import Fitted, Recipe, fit
@@ -255,12 +256,12 @@ def arguments() -> Parser:
     p.add_argument("--resolution", type=positive, help="average the images to this side in pixels")
     p.add_argument("--test", metavar="PATH", help="images to test on (default: a share of the data)")
     p.add_argument("--held-out", type=fraction, default=split.share, help="share of every class to test on")
-    p.add_argument("--split-seed", type=whole, default=split.seed, help="seed of their choice")
+    p.add_argument("--split-seed", type=seed, default=split.seed, help="seed of their choice")
     p.add_argument("--noise", type=float, default=variation.noise, help="standard deviation of added noise")
     p.add_argument("--shift", type=whole, default=variation.shift, help="most pixels of random shifts")
     p.add_argument("--flip", action="store_true", help="mirror half of the images")
     p.add_argument(
-        "--out", type=Path, default=Path("runs/digits-classifier"), help="where to write, without suffix"
+        "--out", type=stem, default=Path("runs/digits-classifier"), help="where to write, without suffix"
     )
     network = p.add_argument_group("network")
     network.add_argument(
@@ -319,6 +320,9 @@ def command(argv: Sequence[str] | None = None) -> int:
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
+        if args.shift >= config.size:
+            raise UsageError(f"images of {config.size} pixels cannot be shifted by {args.shift}; type less")
+        require_trainable(lambda: Classifier(config), args.batch * args.channels * config.size**2)
         path = args.out.with_name(args.out.name + ".safetensors")
         state = args.out.with_name(args.out.name + ".state")
         if args.fresh:

@@ -130,6 +130,8 @@ def load(source: str | Path, resolution: int | None = None) -> Images:
         return _read_folder(path, resolution)
     if path.parent.is_file():
         return _read_cifar(path.parent, [path.name], resolution, f"{path.parent.name}/{path.name}")
+    if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
+        raise DataError(f"{path} is no regular file; images are in a folder, a zip file or an archive")
     with _reading(str(path)), path.open("rb") as file:
         magic = file.read(2)
     if magic == b"PK" and arrays.is_archive(path):

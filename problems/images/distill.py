@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from problems.console import Parser, UsageError, attempt, device, positive
+from problems.console import Parser, UsageError, attempt, device, positive, stem
 from problems.images import any_distill, any_head, checkpoints
 from problems.images.head import PARAMETERISATIONS, Head, HeadConfig
 from problems.images.overhead import tariff
@@ -204,7 +204,7 @@ def arguments() -> Parser:
     )
     p.add_argument("--data", help="the network's data: a name or a path (default: what its card names)")
     p.add_argument(
-        "--out", type=Path, help="what to write, no suffix (default: beside the network, where it is found)"
+        "--out", type=stem, help="what to write, no suffix (default: beside the network, where it is found)"
     )
     head = p.add_argument_group("head")
     head.add_argument("--channels", type=positive, help="channels inside (default: of the network, or 32)")

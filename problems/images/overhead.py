@@ -98,7 +98,7 @@ def tariff(model: Labelled, batch: int = 128) -> Tariff:
     """
     actions = {k: f for k, f in passes(model, batch).items() if k in ("eps", "head", "jet1")}
     found = timings(actions, model.device)
-    extra = {name: found[name].median / found["eps"].median - 1.0 for name in actions}
+    extra = {name: max(0.0, found[name].median / found["eps"].median - 1.0) for name in actions}
     return Tariff(jvp=extra["jet1"], head=extra.get("head", 0.0))
 
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from problems.autodiff import Autodiff
 from problems.bill import Bill, Tariff
-from problems.console import UsageError
 from problems.images import checkpoints
 from problems.images.checkpoints import Checkpoint, CheckpointError
 from problems.images.head import Head, HeadConfig
 from problems.images.layers import nestable
-from problems.images.sources import Samples, samples
+from problems.images.sources import EMBEDDED, Samples, samples
 from problems.images.unet import Config, Expansion, ScoreNetwork
 from problems.labelled import Labelled, Labels, frozen
 from problems.schedule import EDM, VE, VP, CosineVP, FlowMatching, Schedule, SubVP
@@ -35,8 +33,6 @@ REMEMBERED = 2**18
 Larger blocks exceed the CPU's caches, and their memory is requested from and returned to the system in every
 pass.
 """
-
-C = TypeVar("C", Config, HeadConfig)
 
 
 class Learned(Labelled):
@@ -207,53 +203,6 @@ class Distilled(Wrapper):
         return push
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a network was trained on, as its card says; see ``sources.samples``.
-
-    Attributes
-    ----------
-    name, noise, flip, resolution
-        Arguments of ``sources.samples``.
-    sha256
-        Of the images; None if the card does not say.
-    """
-
-    name: str = ""
-    noise: float = 0.0
-    flip: bool = False
-    resolution: int | None = None
-    sha256: str | None = None
-
-    @classmethod
-    def of(cls, card: Mapping[str, Any]) -> Origin:
-        """Return what a card says of the data."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in card.items() if name in known})
-
-    def samples(self) -> Samples:
-        """Return the data, which are read once.
-
-        Raises
-        ------
-        ValueError
-            If they are not there, or are other data of the same name.
-        """
-        return _read(self)
-
-
-@functools.lru_cache(maxsize=2)
-def _read(origin: Origin) -> Samples:
-    try:
-        found = samples(origin.name, origin.noise, flip=origin.flip, resolution=origin.resolution)
-    except UsageError as error:
-        where = f"run where {origin.name} lies" if origin.name else "their name is not on its card"
-        raise ValueError(f"the data that this network was trained on are not at hand; {where}") from error
-    if origin.sha256 not in (None, found.card.get("sha256")):
-        raise ValueError(f"{origin.name} is not the data of this name that the network was trained on")
-    return found
-
-
 def _drawn(data: Callable[[], Samples], n: int, generator: torch.Generator) -> Tensor:
     """Draw ``n`` training images."""
     return data().draw(n, generator)[0]
@@ -286,15 +235,14 @@ def load(path: Path, head: Path | None = None) -> tuple[Learned, dict[str, Any]]
     """
     stored = checkpoints.load(path, "score network")
     try:
-        config = _config(Config, stored.card["config"])
-        about, origin = dict(stored.card["schedule"]), Origin.of(stored.card.get("data", {}))
-        network = ScoreNetwork(config, SCHEDULES[about.pop("name")](**about))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        config = checkpoints.described(Config, stored.card["config"])
+        schedule, about = _schedule(stored.card["schedule"]), stored.card.get("data", {})
+        data, note = _data(**about), str(about.get("note", ""))
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no network of this suite ({error})") from None
-    checkpoints.fill(network, stored, path)
+    network = checkpoints.built(lambda: ScoreNetwork(config, schedule), stored, path)
     trained, costs = (None, Tariff()) if head is None else _head(head, network, stored)
-    note = str(stored.card.get("data", {}).get("note", ""))
-    return Learned(network, head=trained, data=origin.samples, tariff=costs, note=note), stored.card
+    return Learned(network, head=trained, data=data, tariff=costs, note=note), stored.card
 
 
 def shipped(name: str) -> Learned:
@@ -321,15 +269,29 @@ def _head(path: Path, network: ScoreNetwork, about: Checkpoint) -> tuple[Head, T
     if stored.card.get("network") != about.card["sha256"]:
         raise CheckpointError(f"the head {path} was distilled from another network; distil one from this")
     try:
-        config, costs = _config(HeadConfig, stored.card["config"]), Tariff(**stored.card["tariff"])
-        about_network = network.config
-        head = Head(config, about_network.colours, about_network.channels, about_network.patch)
+        config = checkpoints.described(HeadConfig, stored.card["config"])
+        costs = checkpoints.described(Tariff, stored.card["tariff"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the card of {path} describes no head of this suite ({error})") from None
-    checkpoints.fill(head, stored, path)
+    owner = network.config
+    head = checkpoints.built(lambda: Head(config, owner.colours, owner.channels, owner.patch), stored, path)
     return head, costs
 
 
-def _config(kind: Callable[..., C], values: dict[str, Any]) -> C:
-    """Return a configuration made from JSON values, in which tuples are lists."""
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def _schedule(about: dict[str, Any]) -> Schedule:
+    """Return the schedule on a card, if its noise is finite and rises."""
+    rest = {name: value for name, value in about.items() if name != "name"}
+    schedule = checkpoints.described(SCHEDULES[about["name"]], rest)
+    low, high = (float(schedule.gamma(t)) for t in (schedule.stop, schedule.start))
+    if not (0.0 <= low < high < math.inf and math.isfinite(schedule.alpha(schedule.start))):
+        raise ValueError(f"its noise does not rise from {schedule.stop:g} to {schedule.start:g}")
+    return schedule
+
+
+def _data(
+    name: object = "", noise: float = 0.0, flip: bool = False, **_: object
+) -> Callable[[], Samples] | None:
+    """Return the training data on a card, if they come with the suite: a card names no file to be read."""
+    if not (isinstance(noise, int | float) and 0.0 <= noise < math.inf and isinstance(flip, bool)):
+        raise ValueError(f"its data have noise {noise!r} and flip {flip!r}")
+    return functools.partial(samples, name, noise, flip=flip) if name in EMBEDDED else None

@@ -17,6 +17,10 @@ MIXTURES: dict[str, Callable[[], Mixture]] = {"digits-gaussians": digits_gaussia
 """Distributions with unlimited samples to train on, by name."""
 
 
+EMBEDDED = ("digits", *MIXTURES)
+"""Data that come with the suite, by the names that a card may give them."""
+
+
 class Samples(NamedTuple):
     """Training data of a network.
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from problems.console import Parser, UsageError, attempt, device, positive
+from problems.console import Parser, UsageError, attempt, device, positive, seed, stem
 from problems.images import checkpoints
 from problems.images.score import load
+from problems.images.sketches import require_trainable
 from problems.images.sources import Samples, samples
 from problems.images.training import DECAYS, LEVELS, PRECISIONS, Fitted, Recipe, diffused, fit
 from problems.images.unet import EMBEDDINGS, MODULATIONS, PREDICTIONS, Config, ScoreNetwork
@@ -121,7 +122,7 @@ def add_recipe(p: Parser, default: Recipe) -> None:
         "--ema", type=float, default=default.ema, help="moving average of the weights, per step"
     )
     group.add_argument("--clip", type=float, default=default.clip, help="norm of clipped gradients")
-    group.add_argument("--seed", type=int, default=default.seed, help="seed of weights and data")
+    group.add_argument("--seed", type=seed, default=default.seed, help="seed of weights and data")
     group.add_argument(
         "--memory", type=float, default=default.memory, help="average of squared gradients, per step"
     )
@@ -186,7 +187,7 @@ def arguments() -> Parser:
     p.add_argument(
         "--resume", type=Path, metavar="WEIGHTS", help="start from a network, whose architecture is kept"
     )
-    p.add_argument("--out", type=Path, default=Path("runs/digits"), help="where to write, without suffix")
+    p.add_argument("--out", type=stem, default=Path("runs/digits"), help="where to write, without suffix")
     network = p.add_argument_group("network")
     network.add_argument("--channels", type=positive, default=16, help="channels at full resolution")
     network.add_argument(
@@ -248,6 +249,7 @@ def command(argv: Sequence[str] | None = None) -> int:
                 config, start = _continued(model.network.config, config), model.network.state_dict()
         except ValueError as error:
             raise UsageError(str(error)) from error
+        require_trainable(lambda: ScoreNetwork(config, VP()), args.batch * args.channels * config.size**2)
         path = args.out.with_name(args.out.name + ".safetensors")
         state = args.out.with_name(args.out.name + ".state")
         if args.fresh:

@@ -29,6 +29,9 @@ from problems.schedule import Schedule
 RECORD = 50
 """Number of steps averaged in one recorded loss."""
 
+LARGEST = 3e38
+"""Learning rates are numbers in float32."""
+
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1.0 - progress,
@@ -87,8 +90,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if not (0.0 < self.memory < 1.0 and self.weight_decay >= 0.0):
             raise UsageError("memory is between 0 and 1, and weight decay is at least 0")
-        if not (self.lr > 0.0 and self.clip > 0.0 and 0.0 <= self.ema < 1.0 and self.warmup >= 0):
-            raise UsageError("lr and clip must be positive, ema from 0 to below 1, warmup at least 0")
+        if not (0.0 < self.lr < LARGEST and self.clip > 0.0 and 0.0 <= self.ema < 1.0 and self.warmup >= 0):
+            raise UsageError(
+                "lr and clip must be positive, lr below 3e38, ema from 0 to below 1, warmup at least 0"
+            )
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -329,6 +334,7 @@ def _keep(
         tensors |= {f"adam.{i}.{k}": v for k, v in moments.items()}
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     about = {"identity": identity, "step": str(step), "losses": json.dumps(losses), "seconds": str(seconds)}
+    about["seal"] = checkpoints.seal(plain, about)
     atomically(path, lambda file: save_file(plain, file, about))
 
 
@@ -344,6 +350,8 @@ def _resume(
         tensors, about = checkpoints.read(path)
     except checkpoints.CheckpointError as error:
         raise UsageError(f"{error}; remove it and train anew") from error
+    if about.pop("seal", "") != checkpoints.seal(tensors, about):
+        raise UsageError(f"{path} was changed after it was written; remove it and train anew")
     if about.get("identity") != identity:
         raise UsageError(f"{path} belongs to a run with other settings; remove it or give another --out")
 

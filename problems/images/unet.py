@@ -50,7 +50,10 @@ EMBEDDINGS = {
     # The random Fourier features of Song et al. (2021), scale 16.
     "fourier": Embedding(
         lambda schedule, gamma: 2.0 * math.pi * schedule.time(gamma),
-        lambda n: 16.0 * torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        lambda n: (
+            16.0
+            * torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
+        ),
     ),
 }
 """Embeddings by name. The last two vary so fast in t that derivatives of ε by the network mean little."""

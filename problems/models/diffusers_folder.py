@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from problems.images.checkpoints import CheckpointError
+from problems.console import require_memory
+from problems.images.checkpoints import CheckpointError, require_sound
 from problems.images.checkpoints import read as read_safetensors
+from problems.images.sketches import sketch
 from problems.labelled import Labels
 from problems.models.opening import json_object, opened
 from problems.models.times import Affine, LogNoise
@@ -212,10 +214,21 @@ def _built(kind: Any, where: Path, about: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            _require_sketch(kind, options)
             return kind(**options)
     except Exception as error:  # a library's answer to any nonsense in a configuration
         words = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(f"{where / 'config.json'} describes no network ({words[0]})") from error
+
+
+def _require_sketch(kind: Any, options: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a network of impossible size would be made; it is tried without memory."""
+    try:
+        shapes = sketch(lambda: kind(**options))
+    except NotImplementedError:  # it needs numbers while it is made
+        return
+    needed = sum(4.0 * shape.numel() for shape in shapes.values())
+    require_memory(needed, "it", "check its sizes")
 
 
 def _filled(network: nn.Module, where: Path) -> None:
@@ -230,6 +243,7 @@ def _filled(network: nn.Module, where: Path) -> None:
         raise CheckpointError(
             f"{file} does not fit {where / 'config.json'} ({len(odd)} tensors, {odd[0]} among them)"
         )
+    require_sound(tensors, file)
     network.load_state_dict({name: t.float() for name, t in tensors.items()})
 
 

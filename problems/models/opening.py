@@ -62,6 +62,8 @@ def opened(path: Path) -> Any:
 def _head(path: Path) -> bytes:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder where a file of weights is needed")
+    if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
+        raise CheckpointError(f"{path} is no regular file; a file of weights is needed")
     try:
         with path.open("rb") as file:
             head = file.read(16)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from problems.images.checkpoints import CheckpointError
+from problems.images.sketches import sketched
 from problems.models.weights import fitted
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,7 +42,7 @@ def plain(make: Callable[[], M], content: object, path: Path, unused: Iterable[s
 def _trained(make: Callable[[], M], path: Path) -> list[str]:
     """Return the names of the parameters that are trained, in their order."""
     try:
-        with torch.device("meta"):
+        with sketched():
             return [name for name, p in make().named_parameters() if p.requires_grad]
     except (ArithmeticError, RuntimeError, ValueError) as error:
         raise impossible(path, error) from None

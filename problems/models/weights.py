@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from problems.images.checkpoints import CheckpointError
+from problems.images.checkpoints import CheckpointError, require_sound
+from problems.images.sketches import TooManyError, sketched
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -32,10 +32,13 @@ def fitted(make: Callable[[], M], tensors: Mapping[str, Any], path: Path, advice
     Raises
     ------
     CheckpointError
-        If tensors are missing or left over, or have other shapes, or are no floating-point numbers.
+        If tensors are missing or left over, or have other shapes, or are no finite floating-point numbers.
     """
-    with torch.device("meta"):
-        module = make()
+    try:
+        with sketched():
+            module = make()
+    except TooManyError as error:
+        raise CheckpointError(f"the network that {path} describes is none ({error}); {advice}") from None
     wanted = module.state_dict()
     missing = [name for name in wanted if name not in tensors]
     surplus = [name for name in tensors if name not in wanted]
@@ -50,6 +53,7 @@ def fitted(make: Callable[[], M], tensors: Mapping[str, Any], path: Path, advice
         if found.shape != tensor.shape:
             shapes = f"{tuple(found.shape)} where {tuple(tensor.shape)} is needed"
             raise CheckpointError(f"{path} has a {name} of shape {shapes}; {advice}")
+    require_sound({name: tensors[name] for name in wanted}, path)
     module.load_state_dict(tensors, assign=True)
     return module.float().eval().requires_grad_(False)
 
