@@ -36,7 +36,7 @@ from analysis.show import plots, tables
 from analysis.show.guidance import by_scale, errors_and_orders
 from analysis.study.cells import Cell, Result, Study, frame, measured
 from problems import Problem
-from problems.console import Parser, UsageError, positive
+from problems.console import MOST, Parser, UsageError, finite, positive
 
 SCALES = (0.0, 0.5, 1.0, 2.0, 4.0)
 STEPS = (5, 10, 20, 40, 80, 160)
@@ -54,9 +54,11 @@ def arguments(p: Parser) -> None:
 
 def scale(text: str) -> float:
     """Read a guidance scale."""
-    value = float(text)
-    if not 0.0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a guidance scale; 0 is no guidance")
+    value = finite(text)
+    if not 0.0 <= value <= MOST:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no guidance scale; type one from 0, no guidance, to {MOST:,}"
+        )
     return value
 
 

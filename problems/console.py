@@ -145,6 +145,8 @@ def device(name: str) -> torch.device:
         found = torch.device(name)
     except RuntimeError:
         raise UsageError(f"unknown device {name!r}; type --device cpu or --device cuda") from None
+    if found.type == "meta":
+        raise UsageError("the device 'meta' computes nothing; type --device cpu")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("this machine has no usable CUDA device; type --device cpu")
     try:

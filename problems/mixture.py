@@ -40,7 +40,8 @@ class Mixture(Source, Problem):
     Raises
     ------
     ValueError
-        If a standard deviation is negative, a weight is not positive, or shapes do not fit.
+        If a standard deviation is negative, a weight is not positive, a number is not finite, or shapes do
+        not fit.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Mixture(Source, Problem):
     ) -> None:
         flat = means.reshape(len(means), -1)
         spread = torch.as_tensor(std, dtype=flat.dtype, device=flat.device)
+        _require_finite(means=flat, std=spread)
         if spread.min() < 0:
             raise ValueError("the standard deviation of a component must not be negative")
         log_weights = _log_weights(weights, flat)
@@ -85,14 +87,15 @@ class Mixture(Source, Problem):
         Raises
         ------
         ValueError
-            If a covariance is not symmetric or not positive semidefinite, a weight is not positive, or shapes
-            do not fit.
+            If a covariance is not symmetric or not positive semidefinite, a weight is not positive, a number
+            is not finite, or shapes do not fit.
         """
         flat = means.reshape(len(means), -1)
         if covariances.shape != (*flat.shape, flat.shape[-1]):
             raise ValueError(
                 f"covariances must have shape {(*flat.shape, flat.shape[-1])}, not {tuple(covariances.shape)}"
             )
+        _require_finite(means=flat, covariances=covariances)
         if not torch.allclose(covariances, covariances.mT):
             raise ValueError("a covariance matrix is not symmetric")
         variances, axes = torch.linalg.eigh(covariances)
@@ -241,9 +244,16 @@ def _columns(series: Series, batch: torch.Size) -> Series:
     return Series([_column(c, batch) for c in series.coefficients])
 
 
+def _require_finite(**numbers: Tensor) -> None:
+    for name, values in numbers.items():
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"the {name} of a mixture must be finite numbers")
+
+
 def _log_weights(weights: Tensor | None, flat: Tensor) -> Tensor:
     if weights is None:
         return torch.full((len(flat),), -math.log(len(flat)), dtype=flat.dtype, device=flat.device)
+    _require_finite(weights=weights)
     if weights.shape != (len(flat),) or not bool((weights > 0).all()):
         raise ValueError(f"weights must be {len(flat)} positive numbers, one per component")
     return (weights / weights.sum()).to(flat).log()

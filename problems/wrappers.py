@@ -126,6 +126,8 @@ class _Pair(Model):
     def __init__(self, conditional: Model, unconditional: Model, w: float) -> None:
         if conditional.schedule != unconditional.schedule:
             raise ValueError("guidance needs two models of one noise schedule")
+        if not math.isfinite(w):
+            raise ValueError(f"the guidance scale is a finite number, not {w}")
         self.conditional, self.unconditional, self.w = conditional, unconditional, w
         self.schedule = conditional.schedule
         self.data_std = conditional.data_std
@@ -186,7 +188,7 @@ class Guided(_Pair):
     Raises
     ------
     ValueError
-        If the schedules differ.
+        If the schedules differ, or the scale is not finite.
     """
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -41,7 +42,23 @@ class RK45(Adaptive):
     coupled = True
 
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
-        """Integrate from s0 to s1 in as many steps as the tolerance requires."""
+        """Integrate from s0 to s1 in as many steps as the tolerance requires.
+
+        States that are not finite stay so, and have no part in the choice of the steps.
+
+        Raises
+        ------
+        ArithmeticError
+            If the steps shrink to nothing.
+        """
+        rows = y.flatten(1).isfinite().all(1).nonzero()[:, 0]
+        if not 0 < len(rows) < len(y):
+            return self._solved(eq, y, s0, s1)
+        end, node = self._solved(eq.part(rows, len(y)), y[rows], s0, s1)
+        whole = [torch.full_like(y, math.nan).index_copy(0, rows, part) for part in (end, *node.jet)]
+        return whole[0], Node(s0, tuple(whole[1:]), y)
+
+    def _solved(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar) -> tuple[Tensor, Node]:
         first: list[Tensor] = []
         low, high = sorted((float(s0), float(s1)))
 
@@ -54,7 +71,12 @@ class RK45(Adaptive):
 
         ends = torch.tensor([float(s0), float(s1)], dtype=torch.float64, device=y.device)
         options = {"step_t": ends[1:], "dtype": torch.float64}
-        path: Tensor = odeint(f, y, ends, rtol=self.rtol, atol=self.atol, method="dopri5", options=options)
+        try:
+            path: Tensor = odeint(
+                f, y, ends, rtol=self.rtol, atol=self.atol, method="dopri5", options=options
+            )
+        except AssertionError as error:
+            raise ArithmeticError(f"the steps shrink to nothing ({error})") from error
         return path[1], Node(s0, (first[0],), y)
 
 
@@ -63,7 +85,8 @@ def each_trajectory(
 ) -> Tensor:
     """Integrate a batch in which every trajectory has steps of its own.
 
-    Only trajectories under way are evaluated: one that has reached its end leaves the batch.
+    Only trajectories under way are evaluated: one that has reached its end leaves the batch, and so does one
+    of which a value is no longer finite; it ends at NaN.
 
     Parameters
     ----------
@@ -78,11 +101,23 @@ def each_trajectory(
     Returns
     -------
     The states at the ends.
+
+    Raises
+    ------
+    ArithmeticError
+        If no trajectory stays finite.
     """
-    n = len(values[0])
+    n, lost = len(values[0]), 0
     ends, index, part = torch.empty_like(values[0]), torch.arange(n, device=values[0].device), eq
     while len(index):
         values, done = attempt(part, index, values)
+        sums = [value.reshape(len(index), -1).sum(1, dtype=torch.float64) for value in values]
+        broken = ~torch.stack(sums).sum(0).isfinite()
+        if bool(broken.any()):
+            ended = values[0].masked_fill(column(broken, values[0]), math.nan)
+            values, done, lost = (ended, *values[1:]), done | broken, lost + int(broken.sum())
+            if lost == n:
+                raise ArithmeticError("the steps shrink to nothing, as no trajectory stays finite")
         if bool(done.any()):
             ends[index[done]] = values[0][done]
             going = ~done
@@ -97,9 +132,10 @@ def accept(accepted: Tensor, new: Values, old: Values) -> Values:
 
 
 def require_longer(steps: Tensor, least: Tensor | float, s: Tensor) -> None:
-    """Raise an ArithmeticError unless every step at s is longer than ``least``; NaN is not."""
-    if not bool((steps > least).all()):
-        raise ArithmeticError(f"the steps shrink to nothing at s = {s[steps.argmin()].item():.6g}")
+    """Raise an ArithmeticError if a step at s is not longer than ``least``; one that is NaN is let pass."""
+    short = steps <= least
+    if bool(short.any()):
+        raise ArithmeticError(f"the steps shrink to nothing at s = {s[short][0].item():.6g}")
 
 
 def column(numbers: Tensor, like: Tensor) -> Tensor:

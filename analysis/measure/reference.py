@@ -107,6 +107,8 @@ def reference(
     ValueError
         If the times are not strictly monotone.
     """
+    if not len(x):
+        return Reference(tuple(times), _ready(x, times).expand(len(times), *x.shape).clone(), 0.0)
     if order is not None and order >= SERIES:
         return by_series(score, x, times, tolerance, order)
     way = way_to(score) if order is None else by_steps

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from problems.console import UsageError, require_memory
 
 M = TypeVar("M", bound=nn.Module)
 
-TENSORS = 100_000
+TENSORS = 4_000
 """More tensors than this has no network."""
 
 COPIES = 5
 """Copies of the weights in training: themselves, their average, their gradients and two moments of Adam."""
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves initial values out: normal numbers on the meta device cost the import of half of torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is Tensor.normal_ or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 class TooManyError(ValueError):
@@ -44,7 +55,7 @@ def sketched(most: int = TENSORS) -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             yield
     finally:
         hook.remove()

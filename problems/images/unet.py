@@ -40,12 +40,12 @@ EMBEDDINGS = {
     # Low frequencies of log γ = -log_snr/2, slow compared with the steps of a sampler.
     "log-snr": Embedding(
         lambda _, gamma: log(gamma) / 5.0,
-        lambda n: torch.logspace(math.log10(0.25), math.log10(4.0), n, dtype=torch.float64),
+        lambda n: torch.logspace(math.log10(0.25), math.log10(4.0), n, dtype=torch.float64, device="cpu"),
     ),
     # The positional embedding of Ho et al. (2020) for a thousand steps.
     "positional": Embedding(
         lambda schedule, gamma: 999.0 * schedule.time(gamma),
-        lambda n: torch.logspace(-4.0, 0.0, n, dtype=torch.float64),
+        lambda n: torch.logspace(-4.0, 0.0, n, dtype=torch.float64, device="cpu"),
     ),
     # The random Fourier features of Song et al. (2021), scale 16.
     "fourier": Embedding(

@@ -13,6 +13,7 @@ from problems import (
     VP,
     CosineVP,
     Gaussian,
+    Localization,
     Mixture,
     Preconditioned,
     ProbabilityFlow,
@@ -56,6 +57,18 @@ def test_coordinates_go_there_and_back(name, schedule):
         condition = 1.0 + (form.std / schedule.gamma(t)) ** 2 if hasattr(form, "std") else 1.0
         rate = schedule.gamma(t) / (t * schedule.gamma_rate(t))
         assert form.t(form.s(t)) == pytest.approx(t, rel=1e-14 * (1.0 + condition * rate))
+
+
+@every_schedule
+def test_the_place_of_the_sde_form_is_that_of_its_time(schedule):
+    """w = 1/γ², there and back in both orders, for floats and for tensors."""
+    form = Localization(smooth_mixture(schedule))
+    times = torch.linspace(schedule.stop, schedule.start, 9, dtype=F64)
+    places = form.s(times)
+    assert torch.allclose(places, schedule.gamma(times) ** -2, rtol=1e-13)
+    assert torch.allclose(form.s(form.t(places)), places, rtol=1e-9)
+    assert torch.allclose(form.t(places), times, rtol=1e-9)
+    assert form.s(form.t(2.5)) == pytest.approx(2.5, rel=1e-12)
 
 
 def test_coordinates_are_what_they_are_called():

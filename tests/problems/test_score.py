@@ -404,6 +404,13 @@ def test_guidance_needs_one_schedule(kind):
         kind(smooth_mixture(), smooth_mixture(EDM()), 1.0)
 
 
+@pytest.mark.parametrize("kind", [Guided, GuidedHeads])
+@pytest.mark.parametrize("w", [math.nan, math.inf])
+def test_the_scale_of_guidance_is_finite(kind, w):
+    with pytest.raises(ValueError, match="the guidance scale is a finite number"):
+        kind(smooth_mixture(), smooth_mixture(), w)
+
+
 def test_wrappers_pass_on_what_they_wrap():
     mixture = smooth_mixture()
     for wrapper in (AnalyticFirst(mixture, 1.0), Ideal(mixture)):

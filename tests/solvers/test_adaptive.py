@@ -9,10 +9,12 @@ import torch
 
 from analysis.measure.problems import latents
 from analysis.measure.reference import reference
+from analysis.methods import METHODS
 from problems import (
     DDIM,
     VP,
     Autodiff,
+    Brownian,
     Gaussian,
     Preconditioned,
     ProbabilityFlow,
@@ -239,6 +241,43 @@ def test_steps_that_shrink_to_nothing_are_told():
     score = Autodiff(lambda x, t: x * math.nan, VP())
     with pytest.raises(ArithmeticError, match="shrink to nothing"):
         final(march(DDIM(score), DormandPrince(), (1.0, 1e-3), torch.ones(2, 2, dtype=F64)))
+
+
+ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive]
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_that_is_not_finite_ends_at_nan_and_the_others_where_they_do_without_it(name, bad):
+    problem, method, places = toy_mixture(), METHODS[name], [0, 1, 3]
+    x = latents(problem, 4, 5)
+    x[2, 0] = bad
+    end = method.sample(problem, 1, x, Brownian(0))
+    assert end[2].isnan().all()
+    assert end[places].isfinite().all()
+    if not method.random:
+        alone = method.sample(problem, 1, x[places])
+        assert torch.allclose(end[places], alone, rtol=0, atol=1e-9)
+
+
+class Breaking(Placed):
+    """The same, NaN below γ = 1 for Gaussians that are far away."""
+
+    def _expand(self, gamma):
+        push = super()._expand(gamma)
+        gone = (torch.as_tensor(gamma[0]) < 1.0) & (self.means > 10.0)
+        return lambda coefficient: push(coefficient).masked_fill(gone, math.nan)
+
+
+@every_method
+def test_a_row_that_becomes_nan_on_its_way_leaves_the_batch(method):
+    means = torch.tensor([[0.5, 0.5], [20.0, 20.0], [-1.0, -1.0]], dtype=F64)
+    x = torch.tensor([[0.3, 0.2], [0.7, 0.1], [-0.5, 0.1]], dtype=F64)
+    ends = [
+        final(march(DDIM(kind(means, 0.5)), method(1e-6), (1.0, 1e-3), x)).x for kind in (Breaking, Placed)
+    ]
+    assert ends[0][1].isnan().all()
+    assert torch.allclose(ends[0][[0, 2]], ends[1][[0, 2]], rtol=1e-12)
 
 
 @pytest.mark.parametrize("wrong", [{"rtol": 0.0}, {"atol": -1.0}, {"safety": 1.0}, {"growth": 1.0}])

@@ -38,6 +38,7 @@ from solvers import (
     grids,
     march,
 )
+from solvers.exponential import _stirling
 from tests.conftest import fitted_order
 
 F64 = torch.float64
@@ -353,6 +354,14 @@ def test_exponential_ttm_is_exact_for_polynomials_in_log_s(length, p):
         value = mp.fsum(mpf(w) * mpf(d) for w, d in zip(row, derivatives, strict=True))
         scale = max(abs(w * d) for w, d in zip(row, derivatives, strict=True))
         assert abs(value - exact) <= (1e-13 + 1e-15 / abs(length)) * scale
+
+
+def test_stirling_numbers_of_the_second_kind():
+    """The table of Abramowitz & Stegun (24.4), rows 0 to 6."""
+    table = [[1], [0, 1], [0, 1, 1], [0, 1, 3, 1], [0, 1, 7, 6, 1], [0, 1, 15, 25, 10, 1]]
+    table.append([0, 1, 31, 90, 65, 15, 1])
+    assert [[_stirling(j, i) for i in range(j + 1)] for j in range(7)] == table
+    assert _stirling(2, 3) == 0
 
 
 def test_log_s_needs_positive_places():

@@ -82,6 +82,17 @@ def test_grids_are_nested(name):
     assert torch.allclose(GRIDS[name](20)[::2], GRIDS[name](10), rtol=1e-11)
 
 
+def test_the_rough_grid_alternates_between_two_thirds_and_one_third():
+    """What multistep methods with constant weights are certified on: a long step first, twice as long."""
+    from analysis.methods import GRIDS as NAMED
+
+    whole = VP_.start - VP_.stop
+    for steps in (2, 4, 10):
+        sizes = -NAMED["rough"].times(steps, VP_).diff() * steps / whole
+        assert sizes.tolist() == pytest.approx([4 / 3, 2 / 3] * (steps // 2), rel=1e-12)
+    assert (-grids.alternating(3).diff()).tolist() == pytest.approx([0.4 * whole, 0.2 * whole, 0.4 * whole])
+
+
 def test_cosine_steps_are_those_of_the_cosine_schedule():
     """Equal steps of τ, tan(πτ/2) = γ, typed."""
     gamma = VP_.gamma(grids.cosine(12, VP_))

@@ -10,7 +10,7 @@ from analysis.measure.problems import latents
 from analysis.measure.reference import reference
 from analysis.methods import METHODS
 from problems import Gaussian, Guided, Mixture, Preconditioned, digits_mixture, smooth_mixture, toy_mixture
-from solvers.adaptive_taylor import AdaptiveTaylor
+from solvers.adaptive_taylor import AdaptiveTaylor, Paths
 
 F64 = torch.float64
 
@@ -119,3 +119,34 @@ def test_only_trajectories_that_need_more_steps_get_them(monkeypatch):
     monkeypatch.undo()
     exact = reference(problem, x, (1.0, 1e-3)).x[-1]
     assert (found.x[-1] - exact).norm(dim=1).max() <= max(found.error, 1e-6)
+
+
+@pytest.mark.parametrize("problem", [toy_mixture, digits_mixture])
+@pytest.mark.parametrize("steps", [False, True])
+def test_no_trajectories_have_a_reference_too(problem, steps, monkeypatch):
+    monkeypatch.setattr(Mixture, "jet_order", 3 if steps else 16)
+    model = problem()
+    solution = reference(model, torch.empty(0, *model.event_shape), (1.0, 0.5, 1e-3))
+    assert solution.x.shape == (3, 0, *model.event_shape)
+    assert solution.x.dtype == F64
+    assert solution.error == 0.0
+
+
+def test_a_trajectory_that_is_revised_twice_counts_in_the_stated_error(monkeypatch):
+    """Of two trajectories one moves by 1 at its first revision and by 3e-11 at its second, where it settles.
+
+    3e-11 is the larger of what the last two solutions of a trajectory differ by, so it is the error.
+    """
+    begin = torch.zeros(2, 2, dtype=F64)
+    ends = iter([[0.0, 0.0], [1.0, 1e-12], [1.0 + 3e-11]])
+
+    def solve(solver, eq, x, times):
+        moved = torch.tensor(next(ends), dtype=F64)[:, None] * torch.tensor([1.0, 0.0], dtype=F64)
+        return Paths(torch.stack([x, moved]), torch.ones(len(x), dtype=F64))
+
+    monkeypatch.setattr(module, "_solve", solve)
+    problem = toy_mixture()
+    found = reference(problem, begin, (1.0, 1e-3))
+    assert found.error == pytest.approx(3e-11 / problem.schedule.alpha(1e-3), rel=1e-4)
+    assert found.x[-1, 0, 0] == 1.0 + 3e-11
+    assert next(ends, None) is None

@@ -24,6 +24,14 @@ def test_ratio_is_paired():
     ratio = Bootstrap(300).ratios(3.0 * base, base)
     assert ratio.low[0] == pytest.approx(3.0, rel=1e-12)
     assert ratio.high[0] == pytest.approx(3.0, rel=1e-12)
+    assert ratio.value[0] == pytest.approx(3.0, rel=1e-12)
+
+
+def test_a_ratio_is_that_of_the_means():
+    """(1 + 2 + 6)/(4 + 1 + 1) = 3/2, where the mean of the ratios is 2.75."""
+    rows, base = np.array([[1.0, 2.0, 6.0], [3.0, 3.0, 3.0]]), np.array([[4.0, 1.0, 1.0]])
+    ratio = Bootstrap(3, resamples=50).ratios(rows, base)
+    np.testing.assert_allclose(ratio.value, [9.0 / 6.0, 9.0 / 6.0])
 
 
 def test_median_interval_is_the_binomial_one():
