@@ -6,6 +6,7 @@ was measuring, and several runs may share the file.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sqlite3
 import sys
@@ -73,7 +74,7 @@ class Store:
             row = self._db.execute("SELECT arrays FROM results WHERE key = ?", (key,)).fetchone()
             if row is None:
                 return None
-            with np.load(io.BytesIO(row[0]), allow_pickle=False) as file:
+            with np.load(io.BytesIO(_checked(row[0])), allow_pickle=False) as file:
                 return {name: np.asarray(file[name], dtype=np.float64) for name in file.files}
         except Exception as error:  # whatever is wrong with it, it can be measured again
             self._warn(str(error) or type(error).__name__)
@@ -95,7 +96,7 @@ class Store:
         blob = io.BytesIO()
         np.savez(blob, allow_pickle=False, **arrays)
         line = "INSERT OR REPLACE INTO results (key, experiment, config, arrays) VALUES (?, ?, ?, ?)"
-        values = (key, experiment, config, blob.getvalue())
+        values = (key, experiment, config, _digest(blob.getvalue()) + blob.getvalue())
         try:
             try:
                 with self._db:
@@ -116,3 +117,21 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def _digest(blob: bytes) -> bytes:
+    return hashlib.sha256(blob).digest()
+
+
+def _checked(blob: bytes) -> bytes:
+    """Return the archive in a stored cell, if it is as it was written.
+
+    An archive of numpy has a checksum of every array, but loses an array without a word if the list of its
+    arrays is damaged. Cells of earlier versions are the archive alone, which begins with "PK".
+    """
+    if blob[:4] == b"PK\x03\x04":
+        return blob
+    digest, archive = blob[:32], blob[32:]
+    if _digest(archive) != digest:
+        raise ValueError("a cell is damaged")
+    return archive

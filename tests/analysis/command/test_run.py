@@ -1,8 +1,11 @@
 """Manners: mistakes get one sentence and exit code 2, files are whole, runs are repeatable and resumable."""
 
+import errno
 import functools
 import importlib
 import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,10 @@ import pytest
 
 from analysis import lte
 from analysis.command.arguments import parser
+from analysis.methods import METHODS
 from analysis.show import plots
 from problems import files
+from problems.terminal import Lasting
 from tests.conftest import SAVE
 
 ROOT = Path(__file__).parents[3]
@@ -172,6 +177,68 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         files.atomically(target, fail)
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_what_a_killed_process_was_writing_goes_when_the_next_file_is_written(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    node = platform.node()
+    stays = [f"{files.PREFIX}{node}-{os.getpid()}-x", f"{files.PREFIX}elsewhere-{gone.pid}-x", "else"]
+    for name in (f"{files.PREFIX}{node}-{gone.pid}-x", *stays):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("half of the n")
+    files.atomically(tmp_path / "new", lambda file: file.write_text("all"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["new", *stays])
+
+
+def test_json_is_the_manifest_with_its_tables_and_nothing_else(tmp_path, capsys):
+    assert lte.command([*SMALL, "--json", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    about = json.loads(said.out)
+    assert about == json.loads((tmp_path / "lte.json").read_text())
+    assert about["tables"][0]["rows"]
+    assert said.err == ""
+    assert lte.command([*SMALL, "--quiet", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_could_not_be_measured_is_told_to_the_quiet_too(tmp_path, capsys, monkeypatch):
+    step = lte.single_step
+
+    @functools.wraps(step)
+    def failing(**arguments):
+        if arguments["method"] == METHODS["ddim"]:
+            raise ArithmeticError("no room")
+        return step(**arguments)
+
+    monkeypatch.setattr(lte, "single_step", failing)
+    assert lte.command([*SMALL, "--json", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "no room" in said.err
+    assert json.loads(said.out)["experiment"] == "lte"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_files_are_written_where_nobody_reads_what_is_said(name, tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as pipe:
+        monkeypatch.setattr(sys, name, Lasting(pipe))
+        assert lte.command([*SMALL, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "lte.json").exists()
+
+
+def test_a_disk_that_is_full_while_a_figure_is_written(tmp_path, capsys, monkeypatch, figures):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    assert lte.command([*SMALL, "--out", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert "No space left on device" in message
+    assert message.count("\n") == 1
+    assert not list(tmp_path.glob(".writing*"))
+    assert (tmp_path / "lte.csv").exists()
 
 
 def test_an_unusable_out_exits_1_with_one_sentence(tmp_path, capsys):

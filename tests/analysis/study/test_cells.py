@@ -1,13 +1,17 @@
 """The store: nothing measured twice, nothing lost, and stale results are not mistaken for fresh ones."""
 
 import functools
+import io
 import os
 import pickle
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
@@ -17,6 +21,7 @@ import pytest
 from analysis.study.cells import Cell, ForeignCodeError, Study, measured, proven, sent
 from analysis.study.keys import Keys
 from analysis.study.pools import Here, Pool
+from analysis.study.progress import Progress, preparing
 from analysis.study.store import Store
 
 ROOT = Path(__file__).parents[3]
@@ -133,6 +138,95 @@ def test_a_cell_that_cannot_be_read_is_measured_again_with_one_warning(store, ca
     assert [r.arrays["error"][0] for r in found] == [1.0, 2.0]
     assert len(CALLS) == 4
     assert capsys.readouterr().err.count("is measured again") == 1
+
+
+def test_a_cell_with_a_flipped_bit_is_a_missing_cell(store):
+    """Of every byte of what is stored one bit."""
+    arrays = {"error": np.array([1.5, -0.0, np.nan]), "nfe": np.array(7.0)}
+    store.write("key", "x", "{}", arrays)
+    blob = store._db.execute("SELECT arrays FROM results").fetchone()[0]
+    for place in range(len(blob)):
+        flipped = bytearray(blob)
+        flipped[place] ^= 1 << (5 * place % 8)
+        with store._db:
+            store._db.execute("UPDATE results SET arrays = ?", (bytes(flipped),))
+        assert store.read("key") is None
+    with store._db:
+        store._db.execute("UPDATE results SET arrays = ?", (blob,))
+    found = store.read("key")
+    assert {k: v.tobytes() for k, v in found.items()} == {k: v.tobytes() for k, v in arrays.items()}
+
+
+def test_cells_of_earlier_versions_are_read(store):
+    blob = io.BytesIO()
+    np.savez(blob, error=np.array([1.5, 2.5]))
+    store.write("key", "x", "{}", {"error": np.zeros(1)})
+    with store._db:
+        store._db.execute("UPDATE results SET arrays = ?", (blob.getvalue(),))
+    assert store.read("key")["error"].tolist() == [1.5, 2.5]
+
+
+def test_at_most_so_many_cells_are_under_way_as_the_pool_is_wide(store):
+    """Answers come in late, one at a time; meanwhile two cells wait, and never three."""
+    waiting, most = [], []
+
+    def answer(future, call):
+        waiting.append((future, call))
+        most.append(len(waiting))
+        if len(waiting) == 2:
+            threading.Timer(0.01, release).start()
+
+    def release():
+        while waiting:
+            future, call = waiting.pop(0)
+            future.set_result(call())
+
+    Study(store, Pool(Elsewhere(answer), 2)).run("x", [cell(float(i)) for i in range(6)])
+    assert max(most) == 2
+    assert sorted(CALLS) == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_a_store_that_is_locked_while_a_cell_is_written_is_waited_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("analysis.study.store.PROMPT", 0.05)
+    store = Store(tmp_path / "store.sqlite")
+    other = sqlite3.connect(tmp_path / "store.sqlite", check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    threading.Timer(0.3, other.rollback).start()
+    Study(store).run("x", [cell()])
+    assert "is locked by another program; waiting for it" in capsys.readouterr().err
+    assert store.read(Keys().key(number, {"value": 1.0, "n": 1})) is not None
+    other.close()
+    store.close()
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what it showed."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_says_what_is_begun_and_how_fast_it_goes(store, monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    Study(store).run("ends", [cell(float(i), solver=f"solver {i}") for i in range(3)])
+    shown = sys.stderr.getvalue()
+    assert "ends: what is known" in shown
+    assert "0 of 3 cells, solver 0" in shown
+    bar = Progress("ends", 10, 10.0)
+    bar.done(1.0)
+    time.sleep(0.12)
+    bar.at("ddim")
+    assert re.search(r"ends:  10%.*1 of 10 cells, [\d.]+/s, ddim", sys.stderr.getvalue())
+    with bar:
+        pass
+
+
+def test_a_quiet_study_shows_nothing(store, monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    Study(store, quiet=True).run("ends", [cell()])
+    with preparing("ends", quiet=True):
+        pass
+    assert sys.stderr.getvalue() == ""
 
 
 def test_a_store_with_other_columns_is_kept_aside_and_measured_again(tmp_path, capsys):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from problems import VP, digits
 from problems.console import UsageError
@@ -141,6 +142,19 @@ def test_a_damaged_state(tmp_path, keep, interrupted):
     state = tmp_path / "cut.state"
     state.write_bytes(interrupted.read_bytes()[:keep])
     with pytest.raises(UsageError, match=r"cut\.state is not a whole safetensors file"):
+        fitted(state)
+
+
+@pytest.mark.parametrize("what", ["step", "losses", "weight", "moment"])
+def test_a_state_that_was_edited_is_refused(tmp_path, what, interrupted):
+    tensors, about = checkpoints.read(interrupted)
+    if what in about:
+        about[what] = about[what].replace("5", "6", 1)
+    else:
+        tensors["module.weight" if what == "weight" else "adam.0.exp_avg"][0] += 1e-7
+    state = tmp_path / "cut.state"
+    save_file(tensors, state, about)
+    with pytest.raises(UsageError, match=r"cut\.state was changed after it was written"):
         fitted(state)
 
 
