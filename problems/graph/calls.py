@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.fx import Node
-from torch.fx.node import map_arg
 
 Push = Callable[..., Any]
 """Takes the next coefficient of every moving argument, returns that of the result."""
@@ -55,13 +54,10 @@ class Call:
         self.dtype = dtype
         self.moving = [parent for parent in node.all_input_nodes if parent not in known]
 
-        def look(parent: Node) -> Any:
-            return known.get(parent, parent)
-
-        self.args: tuple[Any, ...] = map_arg(node.args, look)
-        self.kwargs: dict[str, Any] = map_arg(node.kwargs, look)
+        self.args: tuple[Any, ...] = tuple(_filled(part, known) for part in node.args)
+        self.kwargs: dict[str, Any] = {name: _filled(part, known) for name, part in node.kwargs.items()}
         self._first = self.moving == [*self.args[:1]] and not any(
-            isinstance(part, Node | list | tuple) for part in (*self.args[1:], *self.kwargs.values())
+            _moves(part) for part in (*self.args[1:], *self.kwargs.values())
         )
 
     def value(self, *coefficients: Any) -> Any:
@@ -71,13 +67,25 @@ class Call:
         if self._first:
             return self.target(*coefficients, *self.args[1:], **self.kwargs)
         values = dict(zip(self.moving, coefficients, strict=True))
-        args = map_arg(self.args, values.__getitem__)
-        kwargs = map_arg(self.kwargs, values.__getitem__) if self.kwargs else {}
+        args = [_filled(part, values) for part in self.args]
+        kwargs = {name: _filled(part, values) for name, part in self.kwargs.items()}
         return self.target(*args, **kwargs)
 
     def moves(self, index: int) -> bool:
         """Return whether an argument moves."""
         return index < len(self.args) and isinstance(self.args[index], Node)
+
+
+def _filled(part: Any, values: Mapping[Node, Any]) -> Any:
+    """Return an argument with the values of nodes that have one; plain lists are read fastest."""
+    if isinstance(part, Node):
+        return values.get(part, part)
+    return [_filled(inner, values) for inner in part] if isinstance(part, list | tuple) else part
+
+
+def _moves(part: Any) -> bool:
+    """Return whether there is a node in an argument."""
+    return any(map(_moves, part)) if isinstance(part, list | tuple) else isinstance(part, Node)
 
 
 def name_of(target: object) -> str:

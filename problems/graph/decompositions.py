@@ -109,7 +109,34 @@ def _log1p(x: Tensor) -> Tensor:
     return torch.log(1.0 + x)
 
 
+def _patches(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Any:
+    """Write a transposed convolution without overlaps, which makes images of patches, as a faster product."""
+    kernel = list(weight.shape[2:])
+    apart = (
+        stride == kernel and not any(padding) and not any(output_padding) and dilation == [1] * len(kernel)
+    )
+    if not (transposed and apart and len(kernel) == 2 and groups == 1 and x.device.type == "cpu"):
+        return NotImplemented
+    n, inputs, rows, columns = x.shape
+    outputs = weight.shape[1]
+    numbers = x.permute(0, 2, 3, 1).reshape(-1, inputs) @ weight.reshape(inputs, -1)
+    parts = numbers.view(n, rows, columns, outputs, *kernel).permute(0, 3, 1, 4, 2, 5)
+    image = parts.reshape(n, outputs, rows * kernel[0], columns * kernel[1])
+    return image if bias is None else image + bias.view(-1, 1, 1)
+
+
 OWN: dict[Any, Callable[..., Any]] = {
+    aten.convolution.default: _patches,
     aten.var.correction: _variance,
     aten.var_mean.correction: _mean_and_variance,
     aten.std.correction: _deviation,

@@ -1,8 +1,6 @@
 """Rules of functions of one variable, of normalisations and of the softmax.
 
-For f(x(h)) with d = f'(x(h)), coefficient j is Σ_{i=1..j} (i/j) xᵢ d_{j-i} (Griewank & Walther 2008, ch. 13).
-The last term is linear in xⱼ. Torch's kernels for the backward pass compute it, because the Jacobians of
-these functions are symmetric.
+The first two are in ``problems.pointwise`` and ``problems.normaliser``, which the suite's own layers use too.
 """
 
 from __future__ import annotations
@@ -16,109 +14,25 @@ from torch import Tensor
 from torch.fx import Node
 
 from problems.graph.calls import Call, NoRuleError, Push, Rule
-from problems.normaliser import Normaliser
-from problems.series import Series, cos, erf, exp, power, sigmoid, sin, tanh
+from problems.normaliser import normalised_axes, normalised_groups
+from problems.pointwise import Composed, Expanded, gelu, gelu_by_tanh, series_terms, silu
+from problems.series import Series, cos, exp, power, sigmoid, sin, tanh
 
 aten = torch.ops.aten
 
-Map = Callable[[Tensor], Tensor]
 
-Bend = Callable[[Tensor], tuple[Map, Map]]
-"""Takes x₀; returns x ↦ f'(x₀) x and x ↦ ½ f''(x₀) x, whose results are new tensors."""
+def pointwise(slope: Callable[[Series], Series]) -> Rule:
+    """Return the rule of a function of one variable, given its derivative as a function of series."""
+    return lambda call: Composed(lambda x: (call.value(x), series_terms(slope, x))).push
 
 
-def pointwise(slope: Callable[[Series], Series], bend: Bend | None = None) -> Rule:
-    """Return the rule of a function of one variable.
-
-    Parameters
-    ----------
-    slope
-        f' as a function of series.
-    bend
-        A cheaper way to the first two derivatives at one point.
-    """
-
-    def rule(call: Call) -> Push:
-        path: list[Tensor] = []
-        slopes: list[Any] = []
-        maps: list[Map] = []
-
-        def push(x: Tensor) -> Tensor:
-            path.append(x)
-            j = len(path) - 1
-            if j == 0:
-                value: Tensor = call.value(x)
-                return value
-            if bend is not None and not maps:
-                maps.extend(bend(path[0]))
-            if maps and j < 3:
-                total = maps[0](x)
-                return total if j == 1 else total.addcmul_(maps[1](path[1]), path[1])
-            if len(slopes) < j:
-                slopes[:] = slope(Series(path[:j])).coefficients
-            total = torch.as_tensor(slopes[0] * x)
-            for i in range(1, j):
-                rate = slopes[j - i]
-                if isinstance(rate, Tensor):
-                    total.addcmul_(path[i], rate, value=i / j)
-                else:
-                    total.add_(path[i], alpha=rate * i / j)
-            return total
-
-        return push
-
-    return rule
+def _activation(expanded: Expanded) -> Rule:
+    return lambda _: Composed(expanded).push
 
 
 def _gelu(call: Call) -> Push:
-    if call.kwargs.get("approximate", "none") == "tanh":
-        return pointwise(_gelu_tanh_slope, _gelu_tanh_bend)(call)
-    return pointwise(_gelu_slope, _gelu_bend)(call)
-
-
-def _silu_slope(x: Series) -> Series:
-    s = sigmoid(x)
-    return s + x * (s - s * s)
-
-
-def _silu_bend(at: Tensor) -> tuple[Map, Map]:
-    """With s = sigmoid(x), w = s (1 - s): f' = s + x w by torch's kernel, ½ f'' = w + ½ x w (1 - 2 s)."""
-
-    def second(x: Tensor) -> Tensor:
-        s = torch.sigmoid(at)
-        rate: Tensor = aten.sigmoid_backward(x, s)
-        change = torch.addcmul(rate, rate, s, value=-2.0)
-        return rate.addcmul_(at, change, value=0.5)
-
-    return lambda x: aten.silu_backward(x, at), second
-
-
-def _gelu_bend(at: Tensor) -> tuple[Map, Map]:
-    """f' = Φ(x) + x φ(x) by torch's kernel, ½ f'' = φ(x) (1 - ½ x²)."""
-
-    def second(x: Tensor) -> Tensor:
-        square = at * at
-        bell = (square * -0.5).exp_()
-        return square.neg_().add_(2.0).mul_(bell).mul_(0.5 / math.sqrt(2.0 * math.pi)).mul_(x)
-
-    return lambda x: aten.gelu_backward(x, at), second
-
-
-def _gelu_tanh_bend(at: Tensor) -> tuple[Map, Map]:
-    """With T = tanh u, w = ½ (1 - T²) u': f' = ½ (1 + T) + x w, ½ f'' = w + x (¼ u'' (1 - T²) - T u' w)."""
-    rate = math.sqrt(2.0 / math.pi)
-    square = at * at
-    th = (square * (0.044715 * rate)).add_(rate).mul_(at).tanh_()
-    rise = square.mul_(0.0670725 * rate).add_(0.5 * rate)
-    sech = (th * th).neg_().add_(1.0)
-    w = sech * rise
-    first = (th * 0.5).add_(0.5).addcmul_(at, w)
-
-    def second(x: Tensor) -> Tensor:
-        inner = (sech * at).mul_(0.0670725 * rate).addcmul_(th * rise, w, value=-2.0)
-        return torch.addcmul(w, inner, at).mul_(x)
-
-    return first.mul, second
+    by_tanh = call.kwargs.get("approximate", "none") == "tanh"
+    return Composed(gelu_by_tanh if by_tanh else gelu).push
 
 
 def _sigmoid_slope(x: Series) -> Series:
@@ -129,19 +43,6 @@ def _sigmoid_slope(x: Series) -> Series:
 def _tanh_slope(x: Series) -> Series:
     th = tanh(x)
     return 1.0 - th * th
-
-
-def _gelu_slope(x: Series) -> Series:
-    """Return Φ(x) + x φ(x), with the distribution function and density of the standard normal."""
-    density = exp(-0.5 * (x * x)) * (1.0 / math.sqrt(2.0 * math.pi))
-    return 0.5 * erf(x * math.sqrt(0.5)) + 0.5 + x * density
-
-
-def _gelu_tanh_slope(x: Series) -> Series:
-    """Return the derivative of x (1 + tanh u)/2, u = √(2/π) (x + 0.044715 x³)."""
-    rate, cubic, square = math.sqrt(2.0 / math.pi), 0.044715, x * x
-    th = tanh(rate * (x + cubic * (square * x)))
-    return 0.5 * th + 0.5 + 0.5 * x * (1.0 - th * th) * (rate + 3.0 * rate * cubic * square)
 
 
 def _power(call: Call) -> Push:
@@ -157,51 +58,41 @@ def _root(exponent: float) -> Rule:
 
 
 def softmax(call: Call) -> Push:
-    """p = exp(x)/Σ exp(x), from p' = p (x' - ⟨p, x'⟩).
+    """p = exp(x)/Σ exp(x) = p₀ e, from e' = (x' - μ') e, where μ is such that Σ p₀ e stays 1.
 
-    With mᵢ = Σ_{k=1..i} ⟨p_{i-k}, k x_k⟩ and uᵢ = i xᵢ - mᵢ, j p_j = Σ_{i=1..j} p_{j-i} uᵢ. Coefficient 2 is
-    what coefficient 1 would be with x₂ + ½ u₁² in place of x₁.
+    With zⱼ = xⱼ + Σ_{i=1..j-1} (i/j) (xᵢ - μᵢ) e_{j-i}: μⱼ = ⟨p₀, zⱼ⟩ and eⱼ = zⱼ - μⱼ.
     """
     dim = call.args[1]
-    path: list[Tensor] = []
     values: list[Tensor] = []
-    slopes: list[Tensor] = []
-
-    def centred(weighted: Tensor) -> Tensor:
-        """Return p₀ (x - ⟨p₀, x⟩), given p₀ x, which is overwritten."""
-        return weighted.addcmul_(values[0], weighted.sum(dim, keepdim=True), value=-1.0)
-
-    def slope(i: int) -> Tensor:
-        total = sum((values[i - k] * (k * path[k])).sum(dim, keepdim=True) for k in range(1, i + 1))
-        return i * path[i] - total
+    # Of coefficients 1, 2, …: x, z and μ; and x - μ and e, where they have been needed.
+    newest: list[tuple[Tensor, Tensor, Tensor]] = []
+    known: list[tuple[Tensor, Tensor]] = []
 
     def push(x: Tensor) -> Tensor:
-        j = len(values)
-        path.append(x)
-        if j == 0:
-            value = torch.softmax(x, dim)
-        elif j == 1:
-            value = centred(values[0] * x)
-        elif j == 2:
-            slopes.append(path[1] - (values[0] * path[1]).sum(dim, keepdim=True))
-            value = centred((slopes[0] * slopes[0]).mul_(0.5).add_(x).mul_(values[0]))
-        else:
-            slopes.extend(slope(i) for i in range(len(slopes) + 1, j + 1))
-            value = values[0] * slopes[j - 1]
-            for i in range(1, j):
-                value.addcmul_(values[j - i], slopes[i - 1])
-            value.div_(j)
-        values.append(value)
-        return value
+        if not values:
+            values.append(torch.softmax(x, dim))
+            return values[0]
+        j = len(newest) + 1
+        for at, total, mean in newest[len(known) :]:
+            rate = at - mean
+            known.append((rate, rate if total is at else total.sub_(mean)))
+        z = x
+        for i in range(1, j):
+            term = (known[i - 1][0], known[j - i - 1][1])
+            z = torch.addcmul(x, *term, value=i / j) if i == 1 else z.addcmul_(*term, value=i / j)
+        value = values[0] * z
+        mean = value.sum(dim, keepdim=True)
+        newest.append((x, z, mean))
+        return value.addcmul_(values[0], mean, value=-1.0)
 
     return push
 
 
 def group_norm(call: Call) -> Push:
     """Normalisation over groups of channels; the affine part is fixed."""
-    _, weight, bias, n, channels, size, groups, eps = call.args
+    _, weight, bias, *_, groups, eps = call.args
     _only_states_move(call)
-    return _normalised(weight, bias, n, channels, size, groups, eps)
+    return _first_of_three(normalised_groups(groups, weight, bias, eps))
 
 
 def _only_states_move(call: Call) -> None:
@@ -218,15 +109,12 @@ def instance_norm(call: Call) -> Push:
         return _fixed_norm(weight, bias, mean, variance, eps)
     pushes: list[Push] = []
 
-    def push(x: Tensor) -> tuple[Any, ...]:
-        n, channels = x.shape[:2]
-        if n != 1:
+    def push(x: Tensor) -> tuple[Tensor, None, None]:
+        if x.shape[0] != 1:
             raise NoRuleError(call.target, "in training mode over a batch")
         if not pushes:
-            size = math.prod(x.shape[2:])
-            pushes.append(_normalised(weight, bias, n, channels, size, channels, eps))
-        value: tuple[Any, ...] = pushes[0](x)
-        return value
+            pushes.append(normalised_groups(x.shape[1], weight, bias, eps))
+        return pushes[0](x), None, None
 
     return push
 
@@ -248,65 +136,19 @@ def _fixed_norm(weight: Any, bias: Any, mean: Tensor, variance: Tensor, eps: flo
     return push
 
 
-def _normalised(weight: Any, bias: Any, n: int, channels: int, size: int, groups: int, eps: float) -> Push:
-    memory = Normaliser(groups)
-    about = (n, channels, size, groups)
-
-    def push(x: Tensor) -> tuple[Any, ...]:
-        x = x.contiguous()
-        if not memory.path:
-            value, memory.mean, memory.scale = torch.native_group_norm(x, weight, bias, *about, eps)
-        else:
-            value, _, _ = aten.native_group_norm_backward(
-                x, memory.path[0], memory.mean, memory.scale, None, *about, [True, False, False]
-            )
-            if len(memory.path) > 1:
-                memory.add_rest(value)
-            if weight is not None:
-                value = value * weight.view(-1, *([1] * (x.ndim - 2)))
-        memory.path.append(x)
-        return value, None, None
-
-    return push
-
-
 def layer_norm(call: Call) -> Push:
     """Normalisation over the last axes; the affine part is fixed."""
     _, shape, weight, bias, eps = call.args
     _only_states_move(call)
-    memory = Normaliser(1)
-    axes = len(shape)
+    return _first_of_three(normalised_axes(shape, weight, bias, eps))
 
-    def push(x: Tensor) -> tuple[Any, ...]:
-        x = x.contiguous()
-        rows = x.reshape(math.prod(x.shape[: x.ndim - axes]), -1)
-        if not memory.path:
-            value, mean, scale = torch.native_layer_norm(x, shape, weight, bias, eps)
-            memory.mean, memory.scale = mean.reshape(-1, 1), scale.reshape(-1, 1)
-            memory.path.append(rows)
-            return value, None, None
-        first = memory.path[0].view_as(x)
-        places = (*x.shape[: x.ndim - axes], *([1] * axes))
-        value, _, _ = aten.native_layer_norm_backward(
-            x,
-            first,
-            shape,
-            memory.mean.view(places),
-            memory.scale.view(places),
-            None,
-            None,
-            [True, False, False],
-        )
-        if len(memory.path) > 1:
-            memory.add_rest(value)
-        memory.path.append(rows)
-        return value if weight is None else value * weight, None, None
 
-    return push
+def _first_of_three(push: Push) -> Push:
+    return lambda x: (push(x), None, None)
 
 
 RULES: dict[Any, Rule] = {
-    aten.silu.default: pointwise(_silu_slope, _silu_bend),
+    aten.silu.default: _activation(silu),
     aten.gelu.default: _gelu,
     aten.sigmoid.default: pointwise(_sigmoid_slope),
     aten.tanh.default: pointwise(_tanh_slope),

@@ -9,7 +9,6 @@ the pass of coefficient j costs little more, for every j.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from problems.normaliser import Normaliser
+from problems.normaliser import normalised_groups
+from problems.pointwise import Composed, silu
 
 S = TypeVar("S")
 
@@ -83,61 +83,11 @@ class Dense(nn.Linear):
 
 
 class SiLU(nn.Module):
-    """The activation f(x) = x·sigmoid(x), for any shape.
-
-    With d = f'(x(h)), coefficient j of f(x(h)) is Σ_{i=1..j} (i/j) xᵢ d_{j-i}. The last term, with d₀, is
-    linear in xⱼ; torch's kernel for the backward pass computes it.
-    """
+    """The activation x·sigmoid(x), for any shape."""
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         """Map a coefficient, any shape."""
-        if tape is None:
-            return functional.silu(x)
-        memory = tape.recall(_Sigmoid)
-        path, j = memory.path, tape.order
-        if j == 0:
-            value = functional.silu(x)
-        else:
-            value = torch.ops.aten.silu_backward(x, path[0])
-            for i in range(1, j):
-                value.addcmul_(path[i], memory.slope(j - i), value=i / j)
-        path.append(x)
-        return value
-
-
-class _Sigmoid:
-    """Series of s = sigmoid(x), w = s - s² = s'/x' and d = s + x w = (x s)'/x'.
-
-    Torch's kernel for the backward pass of the sigmoid computes the products with w₀.
-    """
-
-    def __init__(self) -> None:
-        self.path: list[Tensor] = []
-        self._s: list[Tensor] = []
-        self._w: list[Tensor] = []
-        self._d: list[Tensor] = []
-
-    def slope(self, k: int) -> Tensor:
-        """Return coefficient k ≥ 1 of d; coefficients 0 … k of x must be known."""
-        if not self._s:
-            self._s.append(torch.sigmoid(self.path[0]))
-        while len(self._d) < k:
-            self._append(len(self._d) + 1)
-        return self._d[k - 1]
-
-    def _append(self, k: int) -> None:
-        x, s, w = self.path, self._s, [None, *self._w]
-        newest = torch.ops.aten.sigmoid_backward(x[k], s[0])
-        total, slope = newest, newest
-        for i in range(1, k):
-            total = total.addcmul(x[i], w[k - i], value=i / k)
-            slope = slope.addcmul(x[i], w[k - i])
-        s.append(total)
-        rest = torch.addcmul(total, total, s[0], value=-2.0)
-        for i in range(1, k):
-            rest.addcmul_(s[i], s[k - i], value=-1.0)
-        self._w.append(rest)
-        self._d.append((slope + total).addcmul_(x[0], rest))
+        return functional.silu(x) if tape is None else tape.recall(lambda: Composed(silu)).push(x)
 
 
 def product(times: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, tape: Tape | None) -> Tensor:
@@ -206,33 +156,14 @@ class Attention(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Normalisation over groups of channels, (N, C, H, W).
-
-    The normalised input is c r, with c the input minus its mean and r = (mean c² + ε)^(-1/2), one number per
-    group. Its Jacobian is symmetric, so torch's kernel for the backward pass computes the term that is linear
-    in the newest coefficient.
-    """
+    """Normalisation over groups of channels, (N, C, H, W)."""
 
     def forward(self, x: Tensor, tape: Tape | None = None) -> Tensor:
         """Map a coefficient, (N, C, H, W)."""
+        about = (self.num_groups, self.weight, self.bias, self.eps)
         if tape is None:
-            return functional.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        memory = tape.recall(lambda: Normaliser(self.num_groups))
-        x = x.contiguous()
-        shape = (x.shape[0], x.shape[1], math.prod(x.shape[2:]), self.num_groups)
-        if tape.order == 0:
-            value, memory.mean, memory.scale = torch.native_group_norm(
-                x, self.weight, self.bias, *shape, self.eps
-            )
-        else:
-            value, _, _ = torch.ops.aten.native_group_norm_backward(
-                x, memory.path[0], memory.mean, memory.scale, None, *shape, [True, False, False]
-            )
-            if tape.order > 1:
-                memory.add_rest(value)
-            value = value * self.weight[:, None, None]
-        memory.path.append(x)
-        return value
+            return functional.group_norm(x, *about)
+        return tape.recall(lambda: normalised_groups(*about))(x)
 
 
 def nestable(network: nn.Module) -> nn.Module:

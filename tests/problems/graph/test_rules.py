@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from problems.graph import NoRuleError, Traced
 from problems.graph.trace import traceable
+from problems.series import Series, exp
 
 ORDERS = 4
 
@@ -169,6 +170,7 @@ LAYERS = {
     "strided convolution": nn.Conv2d(4, 3, 3, stride=2, padding=1),
     "grouped convolution": nn.Conv2d(4, 4, 3, groups=4, bias=False),
     "transposed convolution": nn.ConvTranspose2d(4, 2, 4, 2, 1),
+    "patches to an image": nn.ConvTranspose2d(4, 2, (2, 3), (2, 3)),
     "batch norm": nn.BatchNorm2d(4),
     "PReLU": nn.PReLU(),
     "dropout": nn.Dropout(0.5),
@@ -200,6 +202,16 @@ def test_a_transformer_layer_is_expanded_as_its_parts():
     path = [torch.randn(2, 5, 8, dtype=torch.float64) for _ in range(ORDERS)]
     for found, truth in zip(pushed(layer, path), along(by_hand, path), strict=True):
         assert torch.allclose(found, truth, rtol=1e-10, atol=1e-10)
+
+
+def test_the_softmax_is_expanded_to_high_order_as_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    path = [torch.randn(3, 5, generator=generator, dtype=torch.float64) for _ in range(6)]
+    exponentials = exp(Series(path))
+    formula = exponentials / Series([c.sum(-1, keepdim=True) for c in exponentials.coefficients])
+    found = pushed(lambda x: torch.softmax(x, -1), path)
+    for a, b in zip(found, formula.coefficients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
 def test_what_stays_is_not_expanded():
