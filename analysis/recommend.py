@@ -202,7 +202,11 @@ def measure(session: Session) -> Outcome | None:
             answers.append(answered(case, budget, finalists, session.study))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Outcome(pd.concat(found, ignore_index=True), extra=(by, answers))
+    table = pd.concat(found, ignore_index=True)
+    if by.floor is not None:
+        for column, value in by.floor(case, session.study).columns("accurate").items():
+            table[column] = float(value[0])
+    return Outcome(table, extra=(by, answers))
 
 
 def likely(problem: Problem, row: Row) -> bool:
@@ -258,7 +262,7 @@ def report(session: Session, outcome: Outcome) -> None:
         [
             "level: runners-up not significantly worse (95%, paired, on latents that chose no finalist)",
             "of: combinations of method, form and grid that entered the race",
-            f"DDIM, quadratic: its {by.name} as a multiple of the best one's (95%, paired)",
+            f"DDIM, quadratic: its {short(by)} as a multiple of the best one's (95%, paired)",
             f"{billed}; random methods and those that choose their own steps do not take part",
             *floor(session, by, table),
         ],
@@ -287,7 +291,10 @@ def floor(session: Session, by: Criterion, table: pd.DataFrame) -> list[str]:
     """Return a note on the least that means anything."""
     if by.name == "error":
         return [f"reference: own error {table['reference_error'].max():.1e}"]
-    return [f"{session.case.samples} samples; fewer give larger distances"]
+    return [
+        f"{session.case.samples} samples; fewer give larger distances",
+        f"accurate solution: {tables.cell(table.iloc[0], 'accurate')}; less is chance or luck",
+    ]
 
 
 def draw(session: Session, outcome: Outcome) -> Figure:

@@ -24,6 +24,8 @@ class PlainLogSNR(LogSNR):
 
     def measure(self, eq: Equation, s1: float, nodes: Sequence[float], data: int) -> Measure:
         """Return the rule with the single place log(s0/s1)/(2 (s0/s1 - 1))."""
+        if min(nodes[0], s1) <= 0.0:
+            raise ValueError(f"log s is no variable of a step from s = {nodes[0]:g} to {s1:g}")
         ratio = nodes[0] / s1
         place = math.log(ratio) / (2.0 * (ratio - 1.0))
         return Measure((place,), (1.0,), super().measure(eq, s1, nodes, data).nodes)

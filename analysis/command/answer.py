@@ -95,7 +95,8 @@ def to_type(session: Session, answer: Answer, other: Any, title: str) -> None:
     if answer.place:
         theirs = f"{row.solver}, {row.method.form.name}, {row.method.grid.name}"
         tables.say(
-            f"{title}: diffusers has no {name}; the best of the race that it has is {theirs}, at "
+            f"{title}: no scheduler of diffusers is known to end where {name} ends; the best of the race "
+            f"of which one does is {theirs}, at "
             f"{tables.cell(other, 'ratio')} times the best (95%)"
         )
     heading = (
@@ -109,7 +110,8 @@ def without(answer: Answer) -> str:
     if not installed():
         return "diffusers is not installed, so no scheduler was run; pip install 'genie-bench[models]'"
     best = answer.best
-    return f"diffusers has no {best.solver} on the form {best.method.form.name}, nor any other finalist"
+    name = f"{best.solver}, {best.method.form.name}, {best.method.grid.name}"
+    return f"no scheduler of diffusers is known to end where {name} ends, nor where another finalist does"
 
 
 def diffusers_code(session: Session, row: Row, equal: Equal) -> str:

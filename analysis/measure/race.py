@@ -61,15 +61,15 @@ class Criterion:
         Measures rows; results have the array, and the bills ``nfe``, ``jvp`` and ``head``.
     rounds
         Share of the samples in each round of choosing, and how many candidates may stay.
-    reference
-        Whether every round needs accurate ends.
+    floor
+        What the accurate solution has, where that is not zero; a function of case and study.
     """
 
     name: str
     title: str
     measure: Measure
     rounds: tuple[tuple[float, int], ...]
-    reference: bool = True
+    floor: Callable[[Case, Study], Interval] | None = None
 
 
 BY_ERROR = Criterion("error", "mean L2 error of the end point in x", ends, ((1 / 16, 80), (1 / 4, 20)))
@@ -85,7 +85,9 @@ def by_frechet(features: Features) -> Criterion:
     """
     title = f"{features.distance} of samples from data"
     rounds = ((1 / 4, 80), (1 / 2, 20))
-    return Criterion("frechet", title, partial(distances, features), rounds, reference=False)
+    return Criterion(
+        "frechet", title, partial(distances, features), rounds, partial(accurate_distance, features)
+    )
 
 
 def distances(features: Features, case: Case, rows: Sequence[Row], study: Study) -> list[Result]:
@@ -231,7 +233,7 @@ def raced(
         worse=ratio.low > 1.0,
         usual=[row.method == METHODS["ddim"] for row in rows],
     )
-    if by.reference:
+    if by.floor is None:
         table["reference_error"] = [float(found["reference_error"]) for found in arrays]
     return table, rows
 
@@ -265,7 +267,7 @@ def announced(case: Case, rows: Sequence[Row], by: Criterion, kept: int) -> pd.D
     lines, left = [], len(rows)
     for number, (other, places) in enumerate([*rounds_of(case, by), (case, 0)], start=1):
         spent = left * sum(each) / max(1, len(each))
-        accurate = REFERENCE if by.reference or not places else 0
+        accurate = REFERENCE if by.floor is None or not places else 0
         lines.append(
             {
                 "round": str(number) if places else "last",

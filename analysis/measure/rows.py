@@ -130,7 +130,7 @@ def plan(
         row(name, method, budget, billed)
         for method, name in found.items()
         for billed in BILLS[bill]
-        if not billed or _derivatives(problem, method) or bill == "cost"
+        if not billed or bill == "cost" or _derivatives(problem, method)
         for budget in ([None] if method.adaptive else dict.fromkeys(budgets))
     ]
     if all(row.note for row in rows):

@@ -6,7 +6,10 @@ import pytest
 
 from analysis import gte, recommend
 from analysis.measure import race
+from analysis.measure.case import Case
+from analysis.measure.metrics import Moments, frechet
 from analysis.measure.race import survivors
+from analysis.methods import METHODS
 
 
 def run(out, *arguments):
@@ -83,6 +86,32 @@ def test_the_winner_is_measured_as_gte_measures_it(tmp_path):
     assert best["steps"] == same["steps"]
 
 
+def test_by_frechet_the_distance_is_that_of_the_samples(tmp_path, capsys):
+    """The mean of the numbers of the samples is the distance; the accurate solution's is told."""
+    chosen = ["--problem", "smooth", "--samples", "64", "--nfe", "4", "--solvers", "ddim", "ttm2", "ab2"]
+    chosen += ["--forms", "ddim", "--grids", "quadratic", "--by", "frechet"]
+    table = run(tmp_path, *chosen)
+    case = Case("smooth", samples=64)
+    truth = Moments.of(case.but(samples=race.DATA).data().numpy())
+    ends, _ = case.sample(METHODS[table["solver"][0]], int(table["steps"][0]))
+    assert table["frechet"][0] == pytest.approx(frechet(Moments.of(ends.numpy()), truth), rel=1e-9)
+    exact = case.exact().x[-1].numpy()
+    assert table["accurate"][0] == pytest.approx(frechet(Moments.of(exact), truth), rel=1e-9)
+    assert "accurate solution: " in capsys.readouterr().out
+
+
+def test_a_dry_run_measures_nothing(tmp_path, capsys, written):
+    """A table ends at t = 0, where methods in log t are no candidates in (x, t)."""
+    line = ["--problem", "toy-table", "--samples", "320", "--nfe", "10", "--dry-run", "--out", str(tmp_path)]
+    line += ["--solvers", "ddim", "exp-ttm2", "unipc2-b1", "--forms", "ddim", "pf"]
+    assert recommend.command(line) == 0
+    printed = capsys.readouterr().out
+    assert "minutes in one process" in printed
+    lines = [words.split()[1:4] for words in printed.splitlines() if words.startswith("10 ")]
+    assert lines == [["1", "16", "20"], ["2", "16", "80"], ["last", "16", "320"]]
+    assert written == []
+
+
 def test_derivatives_are_billed_unless_told_otherwise(tmp_path):
     chosen = ["--problem", "smooth", "--samples", "64", "--nfe", "6", "--solvers", "ttm2", "--forms", "ddim"]
     chosen += ["--grids", "quadratic"]
@@ -110,6 +139,7 @@ def test_all_that_can_solve_a_problem_enter(tmp_path, monkeypatch):
     [
         (["--samples", "10"], "type --samples 64 or more"),
         (["--denoise", "both"], "leave out --denoise"),
+        (["--features", "pixels"], "type --by frechet"),
         (["--solvers", "nothing"], "unknown solver 'nothing'"),
         (["--solvers", "f-pndm", "--nfe", "5"], "type a larger"),
         (["--solvers", "euler-maruyama", "--nfe", "5"], "no candidate"),

@@ -66,6 +66,27 @@ def test_a_run_stands_with_its_command_its_figure_and_its_provenance(results, pa
     assert str(manifest["wall_seconds"]) in page.texts
 
 
+def test_captions_name_model_data_and_features(page):
+    said = "model toy (Mixture), data of the model, features x, 20 samples"
+    assert [text for text in page.texts if said in text] == [f"lte.png: {said}", said]
+
+
+def test_two_folders_stand_side_by_side(results, manifest, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    about = {**manifest, "about": {"model": "mine"}, "files": [], "arguments": {}}
+    for name in ("lte", "gte"):
+        (other / f"{name}.json").write_text(json.dumps({**about, "experiment": name}), "utf-8")
+    assert report.command(["--out", str(results), "--beside", str(other)]) == 0
+    page = Page((results / "beside.html").read_text("utf-8"))
+    places = [i for i, text in enumerate(page.texts) if text in (str(results), str(other))][2:]
+    sides = [(page.texts[i], "No results here." in page.texts[i : i + 4]) for i in places]
+    assert sides == [(str(results), False), (str(other), False), (str(results), True), (str(other), False)]
+    assert page.texts.count("model mine") == 2
+    with pytest.raises(SystemExit, match="2"):
+        report.command(["--out", str(results), "--beside", str(tmp_path / "nowhere")])
+
+
 def test_numbers_are_those_of_the_csv(results, page):
     data = pd.read_csv(results / "lte.csv")
     shown = page.table("slope (95%)").set_index("solver")
