@@ -34,7 +34,6 @@ from analysis.measure.race import (
     announced,
     by_frechet,
     competes,
-    pace,
     raced,
 )
 from analysis.measure.rows import BUDGETS, Row, plan, tariff
@@ -220,10 +219,9 @@ def announce(session: Session, budgets: Mapping[int, Sequence[Row]], by: Criteri
         announced(session.case, rows, by, 2 * KEPT).assign(budget=budget) for budget, rows in budgets.items()
     ]
     table = pd.concat(parts, ignore_index=True)
-    seconds = pace(session.case) * float(table["evaluations"].sum())
     notes = [
         "evaluations: of the network for one sample, derivatives and accurate ends included",
-        f"about {seconds / 60:.1f} minutes in one process, if nothing of it is in the store yet",
+        f"about {table['minutes'].sum():.1f} minutes in one process, if nothing of it is in the store yet",
     ]
     order = ["budget", "round", "candidates", "samples", "evaluations"]
     tables.show(f"To be measured on {session.case.name}, at most", table[order], notes)

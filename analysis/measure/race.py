@@ -258,8 +258,8 @@ def announced(case: Case, rows: Sequence[Row], by: Criterion, kept: int) -> pd.D
 
     Returns
     -------
-    A line a round: ``candidates``, ``samples``, and ``evaluations``, in those of the network for one sample,
-    derivatives at their cost and accurate ends included.
+    A line a round: ``candidates``, ``samples``, ``evaluations``, in those of the network for one sample,
+    derivatives at their cost and accurate ends included, and ``minutes``, in this process.
     """
     costs = tariff(case.problem)
     rows = [row for row in rows if competes(row.method) and not row.note]
@@ -274,6 +274,7 @@ def announced(case: Case, rows: Sequence[Row], by: Criterion, kept: int) -> pd.D
                 "candidates": left,
                 "samples": other.samples,
                 "evaluations": round((spent + accurate) * other.samples),
+                "minutes": (spent + accurate) * pace(other) / 60.0,
             }
         )
         left = min(left, places + kept)
@@ -281,13 +282,12 @@ def announced(case: Case, rows: Sequence[Row], by: Criterion, kept: int) -> pd.D
 
 
 def pace(case: Case) -> float:
-    """Return the seconds that an evaluation takes for one sample, here and now."""
-    few = case.but(samples=min(250, case.batch))
-    x, t = few.cast(few.latents), few.problem.schedule.start
-    few.working(x, t)
+    """Return the seconds that an evaluation takes for all samples, here and now, in a step of DDIM."""
+    method, steps = METHODS["ddim"], 5
+    case.sample(method, 1)
     began = time.perf_counter()
-    few.working(x, t)
-    return (time.perf_counter() - began) / len(x)
+    case.sample(method, steps)
+    return (time.perf_counter() - began) / steps
 
 
 def _measured(
