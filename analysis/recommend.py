@@ -316,7 +316,7 @@ def draw(session: Session, outcome: Outcome) -> Figure:
             ax.set_title(f"budget {budget}", loc="left")
             ax.grid(visible=False, axis="y")
         what = "mean $L_2$ error at $t_{cut}$" if by.name == "error" else by.title
-        axes[-1, 0].set_xlabel(f"{what} (hollow: significantly worse than the best)")
+        axes[-1, 0].set_xlabel(f"{what}\n(hollow: significantly worse than the best)")
         return figure
 
 
