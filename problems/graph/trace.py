@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -179,7 +181,10 @@ def _recorded(function: Callable[..., Tensor], inputs: list[Tensor]) -> GraphMod
 
 def _pure(function: Callable[..., Tensor], table: dict[Any, Any], inputs: list[Tensor]) -> GraphModule:
     pure = functionalize(function, remove="mutations")
-    recorded: GraphModule = make_fx(pure, decomposition_table=table)(*inputs)
+    # Shapes are noted in tensors of this mode. Without it torch makes a mode for each, in half of the time.
+    context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+    with tracing(context):
+        recorded: GraphModule = make_fx(pure, decomposition_table=table)(*inputs)
     return recorded
 
 
