@@ -232,15 +232,13 @@ def cells(folder):
         return 0
 
 
-def test_two_workers_make_the_same_table(tmp_path, monkeypatch, whole, cluster_address):
-    """Bit for bit: numbers belong to samples and every shard is computed in one thread."""
-    monkeypatch.setattr(shards, "COMPARED", FEW)
-    run(tmp_path, *GRID, "--scheduler", cluster_address)
-    assert (tmp_path / "fid.csv").read_bytes() == whole
+def test_two_workers_one_of_which_is_killed_make_the_same_table(
+    tmp_path, monkeypatch, whole, cluster_address
+):
+    """Bit for bit: numbers belong to samples and every shard is computed in one thread.
 
-
-def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path, monkeypatch, whole, cluster_address):
-    """What it was measuring is measured by the other one, or by the one that takes its place."""
+    What the killed one was measuring is measured by the other one, or by the one that takes its place.
+    """
     monkeypatch.setattr(shards, "COMPARED", FEW)
     with Client(cluster_address) as client:
         doomed = next(iter(client.run(os.getpid).values()))

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from problems.graph import Traced
 from problems.images.checkpoints import CheckpointError
 from problems.models import adm
 from problems.models.adm_network import (
@@ -179,8 +179,8 @@ def test_a_network_can_be_traced():
     network = seeded(UNet(replace(TINY, block_resampling=True, interleaved=False))).double()
     x, t, labels = numbers(2, 3, 8, 8), torch.tensor([3.5, 700.0], dtype=torch.float64), torch.tensor([0, 2])
     other, later, others = numbers(2, 3, 8, 8, seed=1), 0.7 * t, torch.tensor([1, 1])
-    traced = make_fx(network)(x, t, labels)
-    torch.testing.assert_close(traced(other, later, others), network(other, later, others))
+    found = Traced(network, [x, t], [labels]).expand(others).push(other, later)
+    torch.testing.assert_close(found, network(other, later, others))
 
 
 def test_a_file_is_the_network_at_the_nodes_of_its_schedule(tmp_path):
