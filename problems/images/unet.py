@@ -82,12 +82,6 @@ class Config:
         Channels of the U-Net, and their multiples at full resolution and after each halving.
     blocks
         Residual blocks at each resolution, on the way down and again on the way up.
-    patch
-        Side of the squares of pixels that the U-Net takes as the channels of one place.
-    attention
-        Whether blocks at the lowest resolution end with self-attention.
-    modulation
-        What the embedding does in a block: an entry of ``MODULATIONS``.
     classes
         Number of classes; 0 if the network takes no labels.
     embedding
@@ -102,6 +96,12 @@ class Config:
         s = ∞, and F is ε with input x.
     data_std
         Standard deviation of the data, per dimension.
+    patch
+        Side of the squares of pixels that the U-Net takes as the channels of one place.
+    attention
+        Whether blocks at the lowest resolution end with self-attention.
+    modulation
+        What the embedding does in a block: an entry of ``MODULATIONS``.
     """
 
     size: int = 8
@@ -109,13 +109,13 @@ class Config:
     channels: int = 16
     multipliers: tuple[int, ...] = (1, 2)
     blocks: int = 2
-    patch: int = 1
-    attention: bool = False
-    modulation: str = "shift"
     classes: int = 0
     embedding: str = "log-snr"
     prediction: str = "skip"
     data_std: float = 1.0
+    patch: int = 1
+    attention: bool = False
+    modulation: str = "shift"
 
     def __post_init__(self) -> None:
         tables: dict[str, Collection[str]] = {
