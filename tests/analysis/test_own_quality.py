@@ -15,16 +15,20 @@ from scipy import linalg
 from analysis import fid, gte, interpolate, samples, weak
 from analysis.measure import shards
 from analysis.measure.case import Case
+from analysis.measure.comparison import comparison
 from analysis.measure.features import features
 from analysis.measure.folders import folder_quality
 from analysis.measure.given import given
 from analysis.measure.named import Decoder, Named
 from analysis.measure.quality import Judge
+from analysis.measure.rows import Row
 from analysis.measure.statistics import Bootstrap
 from analysis.methods import METHODS
 from analysis.show import plots
 from analysis.show import quality as pictures
+from analysis.study.cells import Study
 from analysis.study.keys import Keys
+from analysis.study.pools import pool
 from problems import Gaussian
 from problems.console import UsageError
 
@@ -218,24 +222,21 @@ def test_latents_are_decoded_before_they_are_seen(here, tmp_path, monkeypatch):
     assert shown == [(16, 1, 4, 4)] * 2
 
 
-def test_guidance_data_and_features_of_a_user_are_the_same_on_workers(here, tmp_path, cluster_address):
-    """In batches too, to rounding."""
-    own = ("--problem", f"{FILE}:guided", "--decode", f"{FILE}:decode", "--data", "photos")
-    own += ("--features", f"{FILE}:statistics", "net.pt", "--grids", "quadratic")
-    alone = run(fid, tmp_path / "alone", *own)
-    run(fid, tmp_path / "workers", *own, "--scheduler", cluster_address)
-    files = [(tmp_path / where / "fid.csv").read_bytes() for where in ("alone", "workers")]
-    assert files[0] == files[1]
-    assert set(alone["feature"]) == {"statistics", "net", "pixels"}
-    case, look = (
-        Case(f"{FILE}:guided", 30),
-        shards.View(features(["pixels"], Gaussian(torch.zeros(1, 4, 4), 1.0))),
-    )
-    look = replace(look, decoder=Decoder(f"{FILE}:decode", (2, 2, 2)))
-    whole, parts = (
-        shards.sampled(c, 0, look, METHODS["ddim"], 4)["pixels"] for c in (case, case.but(batch=7))
-    )
-    np.testing.assert_allclose(parts, whole, atol=1e-5)
+def test_guidance_data_and_features_of_a_user_are_the_same_on_workers(here, cluster_address):
+    """Bit for bit; in batches to rounding."""
+    case = Case(f"{FILE}:guided", 30, given=given("photos"))
+    decoder = Decoder(f"{FILE}:decode", (2, 2, 2))
+    compared = comparison(case, [f"{FILE}:statistics", "net.pt"], decoder=decoder)
+    row = Row("ddim", METHODS["ddim"], 4, steps=4)
+    data, _, made = shards.shards_of(case, [row], compared.view, compared.against)
+    alone = Study().run("fid", [*data, *made])
+    with pool(1, cluster_address) as who:
+        workers = Study(pool=who).run("fid", [*data, *made])
+    for one, other in zip(alone, workers, strict=True):
+        assert one.arrays.keys() == other.arrays.keys() >= {"statistics", "net", "pixels"}
+        assert all((one.arrays[name] == other.arrays[name]).all() for name in one.arrays)
+    batches = shards.sampled(case.but(batch=7, given=None), 0, compared.view, row.method, 4)
+    np.testing.assert_allclose(batches["pixels"], alone[-1].arrays["pixels"], atol=1e-5)
 
 
 @pytest.mark.parametrize("command", [fid, weak, interpolate, gte])
