@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-import zipfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from problems.console import UsageError
+from problems.images import arrays
 from problems.models.naming import function_of
 from problems.scripts import told
 
@@ -117,10 +117,7 @@ class Scripted:
 
 def is_script(path: Path) -> bool:
     """Return whether a file is TorchScript, by its content."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    return any("/code/" in name for name in arrays.members(path))
 
 
 class Decoder:

@@ -14,11 +14,17 @@ Arrays = dict[str, NDArray[Any]]
 
 def is_archive(path: Path) -> bool:
     """Return whether a file is an archive of arrays (.npz), by its content."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    names = members(path)
     return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def members(path: Path) -> list[str]:
+    """Return the names of the files in a zip file; none where it is none, or damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return []
 
 
 def read(path: Path) -> Arrays:

@@ -140,7 +140,7 @@ def load(source: str | Path, resolution: int | None = None) -> Images:
         return _read_zip(path, resolution)
     if magic == b"\x1f\x8b":
         return _read_cifar(path, CIFAR_TRAIN, resolution, path.name)
-    raise DataError(f"{path} is no folder, zip or npz file of images, and not cifar-10-python.tar.gz")
+    raise DataError(f"{path} is neither a folder, zip or npz file of images nor cifar-10-python.tar.gz")
 
 
 @contextmanager

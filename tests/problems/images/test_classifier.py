@@ -222,7 +222,7 @@ def unlabelled(tmp_path):
         (["--data", "digits-gaussians"], "digits-gaussians has no class labels"),
         (["--data", "{folder}"], "pictures has no class labels"),
         (["--data", "{folder}/none.zip"], "none.zip cannot be read: No such file"),
-        (["--data", "{folder}/0.png"], "0.png is no folder, zip or npz file"),
+        (["--data", "{folder}/0.png"], "0.png is neither a folder, zip or npz file"),
         (["--halvings", "4"], "images of size 8 cannot be halved 4 times"),
         (["--held-out", "0.0001"], "leaves none to test on"),
         (["--held-out", "0.9999"], "leaves none to train on"),
