@@ -251,8 +251,7 @@ def shipped(name: str) -> Learned:
     Parameters
     ----------
     name
-        ``digits``, ``digits-classes``, ``digits-gaussians``, ``digits-positional``, ``digits-fourier`` or
-        ``cifar10-16``.
+        ``digits``, ``digits-classes``, ``digits-gaussians``, ``digits-positional`` or ``digits-fourier``.
     """
     path = weights(name)
     head = weights(f"{name}-head")
