@@ -8,6 +8,7 @@ from solvers.clock import Clock, Exact, Index, LogSNR, Own, Time
 from solvers.exponential import ExponentialTaylor
 from solvers.interface import Equation, LinearRule, Node, Noisy, Past, Solver
 from solvers.march import State, final, march
+from solvers.ode import ODE, ode
 from solvers.per_trajectory import DormandPrince, TaylorSteps
 from solvers.predictor_corrector import Corrected, Pairs, PlainLogSNR
 from solvers.runge_kutta import RK3, RK4, Heun, Heun3, Midpoint, Ralston, RungeKutta
@@ -24,6 +25,7 @@ from solvers.stochastic import (
 from solvers.taylor import Taylor
 
 __all__ = [
+    "ODE",
     "RK3",
     "RK4",
     "RK45",
@@ -68,4 +70,5 @@ __all__ = [
     "VariableIPNDM",
     "final",
     "march",
+    "ode",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from solvers.clock import Clock, Index, Own, as_float, hermite_weights
 from solvers.interface import Equation, LinearRule, Node, Past, Scalar, Solver, along
+from solvers.taylor import Taylor
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class Adams(LinearRule):
         if self.k == 1:
             return self.local_order
         return min(self.start.local_order, self.start.starting_order) if self.start else self.p + 1
+
+    def well_started(self) -> Adams:
+        """Return the same method started by Taylor(k p), whose steps are of the order of the rule."""
+        return (
+            self if self.starting_order >= self.local_order else replace(self, start=Taylor(self.k * self.p))
+        )
 
     @property
     def rough_order(self) -> int:

@@ -6,12 +6,13 @@ They are in use, so they are implemented as published. The rules of the derivati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from solvers.adams import Adams
 from solvers.clock import Clock, Exact, LogSNR
 from solvers.interface import Equation, Solver
+from solvers.taylor import Taylor
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,24 @@ class VariableIPNDM(Adams):
     - The last coefficient of the third difference has h₁/h₂ for h₂/h₃, so the weights sum to 1 only if the
       ratios of steps are equal.
 
-    On a smooth family of grids the ratios are equal up to O(h²), and the order is 2. Where steps stay unequal
-    the method does not converge. ``Adams(4)`` is the rule of the derivation.
+    On a smooth family of grids the ratios are equal up to O(h²), and the order is 2. Where they are equal it
+    is 3, if the start allows. Where steps stay unequal the method does not converge. ``Adams(4)`` is the rule
+    of the derivation.
     """
 
     k: int = 4
 
     local_order = 3
     rough_order = 0
+
+    @property
+    def geometric_order(self) -> int:
+        """3, for the weights then sum to 1; less where the starting steps are felt."""
+        return min(3, self.starting_order)
+
+    def well_started(self) -> VariableIPNDM:
+        """Return the same method started by Taylor(3)."""
+        return replace(self, start=Taylor(3))
 
     def weights(self, eq: Equation, s1: float, nodes: Sequence[float]) -> list[list[float]]:
         """Return the published weights; for one and two nodes they are those of ``Adams``."""

@@ -7,7 +7,8 @@ On a table of β, samplers have grids of their own, made of the nodes that they 
 grid of these. diffusers' schedulers for n inference steps, where the schedule stops at node 0:
 
 - "leading" without offset and "linspace", DDIM and PNDM: the n times of ``steps = n - 1``; the last inference
-  step, from node 0 to γ = 0, is the denoising. With ``set_alpha_to_one=False`` it does not move the state.
+  step, from node 0 to γ = 0, is the denoising; PNDM takes it by its own rule. With
+  ``set_alpha_to_one=False`` it does not move the state.
 - The same, multistep DPM-Solver and UniPC: the first n of the n + 1 times of ``steps = n``; the last step
   goes to node 0 with ``final_sigmas_type="sigma_min"``. With "zero" it goes to γ = 0 instead.
 - "trailing" (all), and "leading" with an offset (DDIM, PNDM): the first n of the n + 1 times of

@@ -151,6 +151,13 @@ class Solver(ABC):
         """Order of the error of the least accurate step while the past is too short."""
         return self.local_order
 
+    def well_started(self) -> Solver:
+        """Return the same method with first steps of no lower order than the rest; itself by default.
+
+        Its ``order`` is the one that shows where the first steps of a method are not felt, as from the prior.
+        """
+        return self
+
     @property
     def rough_order(self) -> int:
         """Order of global convergence on grids whose neighbouring steps stay unequal under refinement."""
@@ -163,6 +170,11 @@ class Solver(ABC):
     @property
     def even_order(self) -> int:
         """Order of global convergence on grids with equal steps in the equation's own variable."""
+        return self.order
+
+    @property
+    def geometric_order(self) -> int:
+        """Order of global convergence on grids whose steps in the equation's own variable have one ratio."""
         return self.order
 
     @property

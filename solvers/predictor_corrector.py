@@ -117,6 +117,10 @@ class Corrected(Solver):
         """One more than that of the method, at most 3 as one past node is used to correct the first step."""
         return min(self.solver.starting_order + 1, self.corrector_order + 1, 3)
 
+    def well_started(self) -> Corrected:
+        """Return the method well started and corrected with all its data only."""
+        return _Patient(self.solver.well_started(), self.q, self.clock)
+
     @property
     def rough_order(self) -> int:
         """One more than that of the method, or ``order`` where that is less."""
@@ -135,10 +139,14 @@ class Corrected(Solver):
     def step(self, eq: Equation, y: Tensor, s0: Scalar, s1: Scalar, past: Past) -> tuple[Tensor, Node]:
         """Evaluate, correct, step; the node returned has the predicted slope and the corrected state."""
         jet = eq.jet(y, s0, self.p)
-        if past:
+        if self._ready(past):
             y = self._correct(eq, as_float(s0), (*past[: self.q], Node(s0, jet)))
         y1, _ = self.solver.step(cast(Equation, _Answered(eq, s0, jet)), y, s0, s1, past)
         return y1, Node(s0, jet, y)
+
+    def _ready(self, past: Past) -> bool:
+        """Return whether the last step is corrected: there must have been one."""
+        return len(past) > 0
 
     def _correct(self, eq: Equation, s: float, nodes: Past) -> Tensor:
         """Repeat the step from nodes[0] to s; the last node is s with the slope at the predicted state."""
@@ -149,6 +157,24 @@ class Corrected(Solver):
         for node, (weight,) in zip(nodes, hermite_weights(measure, 1), strict=True):
             y = along(y, (s - begin) * weight, node.jet[0])
         return y
+
+
+@dataclass(frozen=True)
+class _Patient(Corrected):
+    """A corrected method whose first steps stay as they are, until the past has all that is used."""
+
+    @property
+    def starting_order(self) -> int:
+        """That of the method, for its first steps are not corrected."""
+        return self.solver.starting_order
+
+    def well_started(self) -> Corrected:
+        """Return itself."""
+        return self
+
+    def _ready(self, past: Past) -> bool:
+        """Return whether the past is complete."""
+        return len(past) >= self.q
 
 
 class _Answered:
