@@ -106,10 +106,17 @@ FAMILIES = {
         "dpm-solver++2m": Method(Adams(2, clock=LogSNR()), FORMS["data"]),
         "dpm-solver++2m-lower": Method(Adams(2, clock=LogSNR()), FORMS["data"], last=(Taylor(1),)),
         "dpm-solver++3m": Method(DPMSolver3M(), FORMS["data"]),
+        "dpm-solver++3m-lower": Method(
+            DPMSolver3M(), FORMS["data"], last=(Adams(2, clock=LogSNR()), Taylor(1))
+        ),
         # What DPM-Solver++(3M) was meant to be, with a start that does not hold it back.
         "dpm-solver++3m-exact": Method(Adams(3, clock=Exact(LogSNR()), start=SingleStep()), FORMS["data"]),
         "log-deis1": Method(Adams(2, clock=Exact(LogSNR()))),
+        "log-deis1-lower": Method(Adams(2, clock=Exact(LogSNR())), last=(Taylor(1),)),
         "log-deis2": Method(Adams(3, clock=Exact(LogSNR()))),
+        "log-deis2-lower": Method(
+            Adams(3, clock=Exact(LogSNR())), last=(Adams(2, clock=Exact(LogSNR())), Taylor(1))
+        ),
         "log-deis3": Method(Adams(4, clock=Exact(LogSNR()))),
         "exp-ttm2": Method(ExponentialTaylor(2)),
         "exp-ttm3": Method(ExponentialTaylor(3)),
@@ -118,6 +125,7 @@ FAMILIES = {
     "predictor-corrector": {
         "unipc1": Method(Corrected(Taylor(1)), FORMS["data"]),
         "unipc2": Method(_unipc(2), FORMS["data"]),
+        "unipc2-lower": Method(_unipc(2), FORMS["data"], last=(_unipc(1, q=2),)),
         "unipc3": Method(_unipc(3), FORMS["data"]),
         "unipc2-b1": Method(_unipc(2, _B1), FORMS["data"]),
         "unipc3-b1": Method(_unipc(3, _B1), FORMS["data"]),
