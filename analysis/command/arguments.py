@@ -151,7 +151,8 @@ def add_data(p: Parser, why: str) -> None:
         "--data",
         metavar="PATH",
         help=f"{why}, instead of the problem's own: a folder, zip or npz file of images, "
-        "cifar-10-python.tar.gz, or an npz file with an array of states",
+        "cifar-10-python.tar.gz, or an npz file with an array of states; larger images are averaged to the "
+        "size of the states where blocks of pixels fit",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from analysis.command.arguments import named
 from analysis.command.experiment import Experiment
 from analysis.measure.case import Case
-from analysis.measure.given import given
+from analysis.measure.given import fitting, given
 from analysis.measure.named import Decoder
 from analysis.measure.rows import Row, plan
 from analysis.methods import ALIASES, FLOWS, FORMS, GRIDS, METHODS, Grid, Method, crossed, grid_of
@@ -60,7 +60,10 @@ class Session:
         try:
             case = Case(args.problem, args.samples, args.seed, args.dtype, args.device, args.batch)
             if getattr(args, "data", None):
-                case = case.but(given=given(args.data))
+                decoded = getattr(args, "decode", None) is not None
+                case = case.but(
+                    given=given(args.data) if decoded else fitting(args.data, case.problem.event_shape)
+                )
         except ValueError as error:
             raise UsageError(str(error)) from error
         needed = args.samples * (STATES * 8.0 * case.problem.event_shape.numel() + RESAMPLED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,10 +61,12 @@ class Given:
         Where they are.
     store
         What was read there.
+    side
+        The side in pixels to which images were averaged; None leaves them as they are.
     """
 
-    def __init__(self, path: str, store: Images | States) -> None:
-        self.path, self._store = path, store
+    def __init__(self, path: str, store: Images | States, side: int | None = None) -> None:
+        self.path, self._store, self._side = path, store, side
 
     def __key__(self) -> object:
         """Return the digest of the data, for ``study.keys``."""
@@ -71,7 +74,7 @@ class Given:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as what to read."""
-        return given, (self.path,)
+        return given, (self.path, self._side)
 
     def __len__(self) -> int:
         return len(self._store)
@@ -89,7 +92,8 @@ class Given:
     @property
     def note(self) -> str:
         """What has to be said wherever a distance to them is printed; empty if nothing."""
-        return self._store.note
+        averaged = "" if self._side is None else f"the data were averaged to {self._side} x {self._side}"
+        return "; ".join(said for said in (self._store.note, averaged) if said)
 
     def __call__(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``n`` of them with replacement, (n, *shape), float64; images are in [-1, 1]."""
@@ -101,7 +105,15 @@ class Given:
         return self._store.batch(order[first : first + n]).double()
 
 
-def given(path: str | Path) -> Given:
+def fitting(path: str | Path, shape: Sequence[int]) -> Given:
+    """Read data, and average images whose side is a multiple of that of states (channels, height, width)."""
+    found = given(path)
+    (*_, side), wanted = found.shape or (0,), shape[-1] if len(shape) == 3 else 0
+    alike = len(found.shape) == 3 and found.shape[0] == shape[0] and found.shape[1] == side
+    return given(path, wanted) if alike and side > wanted > 0 and side % wanted == 0 else found
+
+
+def given(path: str | Path, side: int | None = None) -> Given:
     """Read data.
 
     Parameters
@@ -109,6 +121,8 @@ def given(path: str | Path) -> Given:
     path
         What ``problems.images.data.load`` takes: a folder, zip or npz file of images, CIFAR-10's tarball; or
         an npz file with one array of numbers, states as they are.
+    side
+        Average images to this side in pixels.
 
     Raises
     ------
@@ -117,15 +131,15 @@ def given(path: str | Path) -> Given:
     """
     name = str(path)
     if name in BUILT_IN:
-        return _read(name, 0)
+        return _read(name, 0, side)
     file = Path(path).resolve()
-    return _read(str(file), file.stat().st_mtime_ns if file.exists() else 0)
+    return _read(str(file), file.stat().st_mtime_ns if file.exists() else 0, side)
 
 
 @lru_cache(maxsize=3)
-def _read(path: str, changed: int) -> Given:
+def _read(path: str, changed: int, side: int | None) -> Given:
     try:
-        return Given(path, _states(Path(path)) or load(path))
+        return Given(path, _states(Path(path)) or load(path, side), side)
     except DataError as error:
         raise UsageError(str(error)) from error
 

@@ -258,7 +258,7 @@ def test_a_sheet_without_the_images_of_a_scale_is_white_there():
     [
         (["--problem", "toy"], "toy is no class-conditional network"),
         (["--problem", "digits"], "choose one, such as --problem digits-classes"),
-        (["--scales", "-1"], "0 is no guidance"),
+        (["--scales", "-1"], "-1 is no guidance scale; type one from 0"),
         (["--grid", "cubic"], "unknown grid 'cubic'"),
     ],
 )

@@ -31,6 +31,7 @@ from analysis.study.keys import Keys
 from analysis.study.pools import pool
 from problems import Gaussian
 from problems.console import UsageError
+from problems.images.data import LOSSY
 
 MINE = '''
 import torch
@@ -365,8 +366,7 @@ def test_jpegs_are_told_of_wherever_a_distance_to_them_is_printed(here, tmp_path
         levels = ((image[0] + 1.0) * 127.5).round().to(torch.uint8).numpy()
         Image.fromarray(levels).save(tmp_path / "jpegs" / f"{i}.jpg")
     run(fid, tmp_path, "--problem", f"{FILE}:flat", "--data", str(tmp_path / "jpegs"), "--grids", "quadratic")
-    told = "the data are JPEGs: their compression is part of every distance to them"
-    assert capsys.readouterr().out.count(told) == 2
+    assert capsys.readouterr().out.count(LOSSY) == 2
     np.savez(tmp_path / "large.npz", np.zeros((5, 8, 8), dtype=np.uint8))
     with pytest.raises(UsageError, match=r"photos and .* differ in shape"):
         folder_quality("photos", tmp_path / "large.npz")

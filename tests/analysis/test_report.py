@@ -21,7 +21,9 @@ from analysis.command.arguments import parser
 from analysis.command.experiment import PLUGGED, Outcome, experiments
 from analysis.command.run import main
 from analysis.measure.case import Case
+from analysis.measure.comparison import Comparison
 from analysis.measure.features import Features
+from analysis.measure.shards import Made, View
 from analysis.show import plots, tables
 from tests.html import Page
 
@@ -132,16 +134,23 @@ def banded(**estimates):
 
 
 def test_tables_1_and_7_stand_beside_distances(tmp_path):
-    session = SimpleNamespace(args=SimpleNamespace(features=None, steps=None), case=Case("gaussian", 250))
+    unused = dict.fromkeys(("features", "steps", "folders", "decode", "data", "reference", "write_reference"))
+    session = SimpleNamespace(args=SimpleNamespace(**unused), case=Case("gaussian", 250))
     about = {"feature": "pixels", "form": "ddim", "afs": False, "denoise": False, "billed": False, "note": ""}
     about |= {"kernel": 0.1, "jvp": 0, "reference_error": 1e-13, "frechet_infinite": 0.2}
-    about |= {"frechet_half": 0.5, "frechet_quarter": 0.6, **banded(precision=0.7, recall=0.8, error=0.9)}
+    about |= {
+        "frechet_half": 0.5,
+        "frechet_quarter": 0.6,
+        **banded(precision=0.7, recall=0.8, error=0.9, gap=0.1),
+    }
     distances = {("ddim", 5): 0.75, ("ddim", 6): 0.5, ("accurate", math.nan): 0.25}
     rows = [
         {**about, "solver": solver, "grid": "linear", "nfe_budget": budget, **banded(frechet=value)}
         for (solver, budget), value in distances.items()
     ]
-    outcome = Outcome(pd.DataFrame(rows), extra=([Features("pixels", torch.flatten)], []))
+    look = Features("pixels", torch.flatten)
+    extra = (Comparison(View((look,)), View((look,)), ("pixels",)), Made([], [], []))
+    outcome = Outcome(pd.DataFrame(rows), extra=extra)
     page = recorded(tmp_path, fid.EXPERIMENT, session, outcome)
     above = [text for text in page.texts if text.endswith("(95%), form ddim, afs off, denoise off")]
     assert page.texts.index(above[0]) < page.texts.index("Table 7: FID by the exponent ρ of the grid ")

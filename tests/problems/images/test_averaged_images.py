@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import zipfile
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from analysis import fid
 from analysis.measure import shards
+from analysis.measure.given import fitting, given
 from problems.console import UsageError
 from problems.images import checkpoints, classify, data, distill, train
 from problems.images.classify import Split, Variation
@@ -79,21 +81,18 @@ def test_images_are_averaged_and_lossless_ones_have_no_note(tmp_path):
     assert torch.equal(averaged.repeat_interleave(4, 2).repeat_interleave(4, 3), x)
 
 
-def test_data_are_drawn_where_they_lie_and_missed_elsewhere(here, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"not at hand; run where data\.zip lies"):
-        opened(here).sample(2)
-    written(tmp_path / "data.zip", "JPEG", seed=1)
-    with pytest.raises(ValueError, match=r"data\.zip is not the data of this name"):
-        opened(here).sample(2)
+def test_a_card_names_no_file_to_be_read_and_data_of_a_user_are_averaged_to_the_states(here, monkeypatch):
     monkeypatch.chdir(here)
-    x = opened(here).sample(50, None, torch.Generator().manual_seed(0))
-    assert x.shape == (50, 3, 4, 4)
-    levels = (x + 1.0) * 127.5
-    assert (levels - levels.round()).abs().max() < 1e-4
-    pool = data.load("data.zip", 4).batch(torch.arange(len(LABELS))).double()
-    pool = torch.cat([pool, pool.flip(-1)])
-    assert torch.cdist(x.flatten(1), pool.flatten(1)).min(1).values.max() == 0.0
+    with pytest.raises(ValueError, match="not at hand"):
+        opened(here).sample(2)
+    found = fitting("data.zip", (3, 4, 4))
+    assert torch.equal(
+        found.in_turn(0, len(LABELS), 0).sum(0),
+        data.load("data.zip", 4).batch(torch.arange(len(LABELS))).double().sum(0),
+    )
+    assert found.note == f"{data.LOSSY}; the data were averaged to 4 x 4"
+    assert pickle.loads(pickle.dumps(found)).shape == (3, 4, 4)
+    assert fitting("data.zip", (3, 5, 5)).shape == given("data.zip").shape
 
 
 def test_a_head_on_patches_is_found_and_stored_in_half_precision(here):
@@ -119,7 +118,8 @@ def test_distances_are_told_with_the_note(here, monkeypatch, capsys):
     monkeypatch.setattr(shards, "SIZE", 8)
     monkeypatch.setattr(shards, "COMPARED", 16)
     monkeypatch.setattr(shards, "TOLERANCE", 0.1)
-    line = "--problem net.safetensors --samples 8 --solvers ddim --nfe 3 --grids quadratic --features pixels"
+    line = "--problem net.safetensors --data data.zip --features pixels"
+    line += " --samples 8 --solvers ddim --nfe 3 --grids quadratic"
     assert fid.command([*line.split(), "--out", "out"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("the data are JPEGs") == 2  # under the best variants, and under all of them
