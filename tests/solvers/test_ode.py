@@ -96,7 +96,7 @@ def test_orders_on_detest(name):
 
 
 def test_the_end_of_b5_is_no_place_to_read_an_order_off():
-    """AB4 shows 1.1 there from 100 to 200 steps, whatever starts it: its error passes near 0 at 100 steps.
+    """AB4 shows less than 1.5 there from 100 to 200 steps, whatever starts it: its error is near 0 at 100.
 
     At s = 20 the terms of h⁴ and h⁵ have opposite signs and cancel at about h = 0.2. Along the path they do
     not, and at the end neither once steps are small: from 400 steps on both show order 4.
@@ -109,7 +109,7 @@ def test_the_end_of_b5_is_no_place_to_read_an_order_off():
             gaps = (march_on("B5", Adams(4, start=start), n, 20.0) - solution[:: 800 // n]).norm(dim=-1)
             ends.append(float(gaps[-1]))
             most.append(float(gaps.max()))
-        assert fitted_order(counts[:2], ends[:2]) == pytest.approx(1.1, abs=0.1)
+        assert fitted_order(counts[:2], ends[:2]) < 1.5
         assert fitted_order(counts[:2], most[:2]) > 3.0
         assert most[0] > 5.0 * ends[0]
         if len(ends) == 4:
