@@ -18,13 +18,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.command.answer import answered, to_type
-from analysis.command.arguments import add_budget, add_factors, add_solvers
+from analysis.command.arguments import add_budget, add_data, add_factors, add_solvers
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
 from analysis.measure.features import FEATURES, classifier
 from analysis.measure.features import features as named
+from analysis.measure.given import need_data
 from analysis.measure.race import (
     BY_ERROR,
     FEWEST,
@@ -54,7 +55,6 @@ from analysis.show import plots, tables
 from analysis.study.cells import Study
 from problems import Problem
 from problems.console import Parser, UsageError
-from problems.labelled import Labelled
 
 GRIDDED = ("linear", "quadratic", "log-snr", "edm")
 """Grids that enter the race."""
@@ -75,8 +75,9 @@ def arguments(p: Parser) -> None:
         "--features",
         metavar="NAME",
         help=f"with --by frechet, what samples are compared in: {', '.join(FEATURES)}, or a file of "
-        "Inception-v3 weights (default: classifier for digits, else pixels)",
+        "Inception-v3 weights (default: classifier, where one is shipped for such images, else pixels)",
     )
+    add_data(p, "with --by frechet, data with which samples are compared")
     p.add_argument("--dry-run", action="store_true", help="only list what would be measured, and how long")
 
 
@@ -139,7 +140,7 @@ def race(
     who = entrants(case.problem) if methods is None else chosen(methods)
     pairs = crossed(who, on, over)
     budgets = [nfe] if isinstance(nfe, int) else list(dict.fromkeys(nfe))
-    decides = criterion(case.problem, by) if isinstance(by, str) else by
+    decides = criterion(case, by) if isinstance(by, str) else by
     tables = [
         raced(
             case, plan(case.problem, pairs, [budget], bill=bill, afs=afs), budget, study or Study(), decides
@@ -149,18 +150,18 @@ def race(
     return pd.concat([table for table, _ in tables], ignore_index=True)
 
 
-def criterion(problem: Problem, by: str, features: str | None = None) -> Criterion:
+def criterion(case: Case, by: str, features: str | None = None) -> Criterion:
     """Return what a race is decided by.
 
     Parameters
     ----------
-    problem
-        What is solved.
+    case
+        What is solved, with the data of a user, if there are any.
     by
         ``error`` or ``frechet``.
     features
         In which Fréchet distances are taken, see ``analysis.measure.features.features``; by default those of
-        the digits classifier for its images, else pixels.
+        the shipped classifier of such images, if there is one, else pixels.
 
     Raises
     ------
@@ -169,10 +170,9 @@ def criterion(problem: Problem, by: str, features: str | None = None) -> Criteri
     """
     if by == "error":
         return BY_ERROR
-    if isinstance(problem, Labelled) and not problem.has_data:
-        raise ValueError("the problem has no data to compare with; give it data=, or leave out --by frechet")
-    usual = ["pixels"] if classifier(problem) is None else ["classifier"]
-    return by_frechet(named([features] if features else usual, problem)[0])
+    need_data(case)
+    usual = ["pixels"] if classifier(case.problem) is None else ["classifier"]
+    return by_frechet(named([features] if features else usual, case.problem)[0])
 
 
 def measure(session: Session) -> Outcome | None:
@@ -182,11 +182,13 @@ def measure(session: Session) -> Outcome | None:
         raise UsageError(f"{case.samples} samples decide no race; type --samples {FEWEST} or more")
     if args.denoise != "off":
         raise UsageError("denoised ends and others are no competitors; leave out --denoise")
-    if args.features and args.by == "error":
-        raise UsageError("errors are those of end points in x; leave out --features, or type --by frechet")
+    if (args.features or args.data) and args.by == "error":
+        raise UsageError(
+            "errors are those of end points in x; leave out --features and --data, or type --by frechet"
+        )
     session = session.choosing(args.solvers or list(entrants(session.problem)))
     try:
-        by = criterion(case.problem, args.by, args.features)
+        by = criterion(case, args.by, args.features)
         budgets = {
             budget: session.rows([budget]) for budget in dict.fromkeys(args.steps or args.nfe or BUDGETS)
         }

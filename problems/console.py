@@ -166,9 +166,9 @@ def require_memory(needed: float, what: str, advice: str) -> None:
     needed
         Bytes.
     what
-        What needs them, the begin of a sentence.
+        What needs them: the sentence begins with it.
     advice
-        What to type instead, its end.
+        What to type instead: the sentence ends with it.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis.measure import moments
 from analysis.measure.case import Case
-from analysis.measure.features import Features, classifier, shaped
+from analysis.measure.features import Features, classifier, flat, shaped
 from analysis.measure.features import features as named
 from analysis.measure.given import need_data
 from analysis.measure.metrics import Moments
@@ -79,8 +79,8 @@ def comparison(
     case
         What is sampled.
     features
-        Names, see ``features.features``, or values; pixels are always added. By default the digits classifier
-        and pixels for digits, pixels for all others.
+        Names, see ``features.features``, or values; pixels are always added. By default the shipped
+        classifier of such images, if there is one, and pixels.
     decoder
         A latent decoder; features then are of decoded samples.
     reference
@@ -95,7 +95,7 @@ def comparison(
     """
     shape = case.problem.event_shape if decoder is None else decoder.shape
     seen, asked = looks(case.problem if decoder is None else shaped(shape), features)
-    latent = () if decoder is None else (Features(LATENT, _flat),)
+    latent = () if decoder is None else (Features(LATENT, flat),)
     view, first = View((*seen, *latent), decoder), seen[0]
     if reference is None:
         need_data(case, None if decoder is None else shape)
@@ -148,10 +148,6 @@ def looks(
         own = named(["pixels"], problem)[0]
         found.setdefault(own.name, own)
     return tuple(found.values()), asked
-
-
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().flatten(1).cpu().double()
 
 
 def tabulated(case: Case, made: Made, compared: Comparison, unit: str) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from problems import Gaussian, Problem
 from problems.console import UsageError
 from problems.images import classifier as classifiers
 from problems.images import inception as inceptions
+from problems.models.naming import is_function
 
 INCEPTION = "Inception-v3"
 """The features of the FID."""
@@ -195,7 +196,7 @@ def of_user(name: str, shape: Sequence[int]) -> Features:
     UsageError
         If they cannot be used.
     """
-    if named.is_function(name):
+    if is_function(name):
         seen, title = by_function(name), name.rpartition(":")[2]
     else:
         seen, title = by_script(Path(name).absolute()), Path(name).stem
@@ -248,7 +249,7 @@ def _named(name: str, problem: Problem) -> Features:
                 "of Inception-v3 weights"
             )
         return found
-    if named.is_function(name) or named.is_script(Path(name)):
+    if is_function(name) or named.is_script(Path(name)):
         return of_user(name, shape)
     if not Path(name).suffix:
         raise UsageError(

@@ -21,12 +21,6 @@ BATCH = 64
 """States that user's code is given at once."""
 
 
-def is_function(name: str) -> bool:
-    """Return whether a name is of the form ``module:function`` or ``file.py:function``."""
-    where, _, function = name.rpartition(":")
-    return bool(where) and function.isidentifier()
-
-
 def portable(name: str) -> str:
     """Return the name of a function by which another process finds it."""
     where, _, function = name.rpartition(":")

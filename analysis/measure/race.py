@@ -92,7 +92,7 @@ def by_frechet(features: Features) -> Criterion:
 
 def distances(features: Features, case: Case, rows: Sequence[Row], study: Study) -> list[Result]:
     """Return results with the array ``frechet``, (samples,); not finite where a sample is not."""
-    truth = data_moments(features, case, study)
+    truth, case = data_moments(features, case, study), case.but(given=None)
     cells = [
         Cell(
             {**case.config, **row.factors, "steps": row.steps},
@@ -113,7 +113,7 @@ def distances(features: Features, case: Case, rows: Sequence[Row], study: Study)
 
 def accurate_distance(features: Features, case: Case, study: Study) -> Interval:
     """Return the Fréchet distance of accurate samples with its interval, each of shape (1,)."""
-    cell = Cell(dict(case.config), seen_exact, {"case": case, "features": features})
+    cell = Cell(dict(case.config), seen_exact, {"case": case.but(given=None), "features": features})
     result = study.run("accurate ends in features", [cell])[0]
     if result.failure:
         raise ArithmeticError(f"accurate samples could not be made: {result.failure}")

@@ -1,6 +1,7 @@
 """Rules of functions of one variable, of normalisations and of the softmax.
 
-The first two are in ``problems.pointwise`` and ``problems.normaliser``, which the suite's own layers use too.
+Their series are in ``problems.pointwise``, ``problems.normaliser`` and ``problems.products``, which the
+suite's own layers use too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.fx import Node
 from problems.graph.calls import Call, NoRuleError, Push, Rule
 from problems.normaliser import normalised_axes, normalised_groups
 from problems.pointwise import Composed, Expanded, gelu, gelu_by_tanh, series_terms, silu
+from problems.products import softmaxed
 from problems.series import Series, cos, exp, power, sigmoid, sin, tanh
 
 aten = torch.ops.aten
@@ -58,34 +60,8 @@ def _root(exponent: float) -> Rule:
 
 
 def softmax(call: Call) -> Push:
-    """p = exp(x)/Σ exp(x) = p₀ e, from e' = (x' - μ') e, where μ is such that Σ p₀ e stays 1.
-
-    With zⱼ = xⱼ + Σ_{i=1..j-1} (i/j) (xᵢ - μᵢ) e_{j-i}: μⱼ = ⟨p₀, zⱼ⟩ and eⱼ = zⱼ - μⱼ.
-    """
-    dim = call.args[1]
-    values: list[Tensor] = []
-    # Of coefficients 1, 2, …: x, z and μ; and x - μ and e, where they have been needed.
-    newest: list[tuple[Tensor, Tensor, Tensor]] = []
-    known: list[tuple[Tensor, Tensor]] = []
-
-    def push(x: Tensor) -> Tensor:
-        if not values:
-            values.append(torch.softmax(x, dim))
-            return values[0]
-        j = len(newest) + 1
-        for at, total, mean in newest[len(known) :]:
-            rate = at - mean
-            known.append((rate, rate if total is at else total.sub_(mean)))
-        z = x
-        for i in range(1, j):
-            term = (known[i - 1][0], known[j - i - 1][1])
-            z = torch.addcmul(x, *term, value=i / j) if i == 1 else z.addcmul_(*term, value=i / j)
-        value = values[0] * z
-        mean = value.sum(dim, keepdim=True)
-        newest.append((x, z, mean))
-        return value.addcmul_(values[0], mean, value=-1.0)
-
-    return push
+    """p = exp(x)/Σ exp(x)."""
+    return softmaxed(call.args[1])
 
 
 def group_norm(call: Call) -> Push:

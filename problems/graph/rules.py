@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from problems.graph import functions
 from problems.graph.calls import Call, NoRuleError, Push, Rule
+from problems.products import multiplied
 
 aten = torch.ops.aten
 
@@ -129,45 +130,7 @@ def product(call: Call) -> Push:
     a, b = call.args[:2]
     if not (isinstance(a, Node) and isinstance(b, Node)):
         return call.value
-    return _convolved(call.target, same=a is b)
-
-
-def _convolved(times: Callable[[Tensor, Tensor], Tensor], *, same: bool = False) -> Push:
-    """Return the push of a product of two series, Σ aᵢ b_{j-i}."""
-    left: list[Tensor] = []
-    right: list[Tensor] = left if same else []
-    add = _FUSED.get(times)
-
-    def push(*pair: Tensor) -> Tensor:
-        left.append(pair[0])
-        if not same:
-            right.append(pair[1])
-        j = len(left) - 1
-        if j > 0 and times is aten.bmm.default and _thin(left[0], right[0]):
-            return torch.bmm(torch.cat(left, -1), torch.cat(right[::-1], -2))
-        total = times(left[0], right[j])
-        for i in range(1, j + 1):
-            if add is None:
-                total = total + times(left[i], right[j - i])
-            else:
-                add(total, left[i], right[j - i])
-        return total
-
-    return push
-
-
-def _thin(a: Tensor, b: Tensor) -> bool:
-    """Return whether factors are smaller than their product, so that one longer product is cheaper."""
-    return a.shape[-1] * (a.shape[-2] + b.shape[-1]) < a.shape[-2] * b.shape[-1]
-
-
-_FUSED: dict[Any, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    aten.mul.Tensor: Tensor.addcmul_,
-    aten.mm.default: Tensor.addmm_,
-    torch.mm: Tensor.addmm_,
-    aten.bmm.default: Tensor.baddbmm_,
-}
-"""Products that are added in place in one kernel."""
+    return multiplied(call.target, same=a is b)
 
 
 def biased_product(call: Call) -> Push:
@@ -177,7 +140,7 @@ def biased_product(call: Call) -> Push:
     bias, a, b = call.args[:3]
     factors = [p for p in dict.fromkeys((a, b)) if isinstance(p, Node)]
     both = isinstance(a, Node) and isinstance(b, Node)
-    times: Push = _convolved(torch.mm, same=a is b) if both else lambda x: _times(a, b, x)
+    times: Push = multiplied(torch.mm, same=a is b) if both else lambda x: _times(a, b, x)
     first = True
 
     def push(*coefficients: Tensor) -> Any:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from problems.normaliser import normalised_groups
 from problems.pointwise import Composed, silu
+from problems.products import Times, multiplied, softmaxed
 
 S = TypeVar("S")
 
@@ -90,42 +91,14 @@ class SiLU(nn.Module):
         return functional.silu(x) if tape is None else tape.recall(lambda: Composed(silu)).push(x)
 
 
-def product(times: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, tape: Tape | None) -> Tensor:
-    """Return the coefficient Σᵢ xᵢ y_{j-i} of a bilinear product, ``times``, of two paths."""
-    if tape is None:
-        return times(x, y)
-    left, right = tape.recall(lambda: (list[Tensor](), list[Tensor]()))
-    left.append(x)
-    right.append(y)
-    total = times(left[0], right[-1])
-    for a, b in zip(left[1:], right[-2::-1], strict=True):
-        total = total + times(a, b)
-    return total
+def product(times: Times, x: Tensor, y: Tensor, tape: Tape | None) -> Tensor:
+    """Map coefficients of two paths to that of their bilinear product, ``times``."""
+    return times(x, y) if tape is None else tape.recall(lambda: multiplied(times))(x, y)
 
 
 def softmax(x: Tensor, tape: Tape | None) -> Tensor:
-    """Map a coefficient of scores to that of p = exp(x)/Σ exp(x) over the last axis.
-
-    From p' = r - p Σ r with r = p x': with rₘ = Σ_{i=1..m} i xᵢ p_{m-i} and uₘ its sum over the axis, the
-    recurrence is j p_j = r_j - Σ_{i=1..j} p_{j-i} uᵢ.
-    """
-    if tape is None:
-        return x.softmax(-1)
-    path, values, sums = tape.recall(lambda: (list[Tensor](), list[Tensor](), list[Tensor]()))
-    path.append(x)
-    j = tape.order
-    if j == 0:
-        value = x.softmax(-1)
-    else:
-        value = torch.zeros_like(x)
-        for i in range(1, j + 1):
-            value.addcmul_(path[i], values[j - i], value=i)
-        sums.append(value.sum(-1, keepdim=True))
-        for i in range(1, j + 1):
-            value.addcmul_(values[j - i], sums[i - 1], value=-1.0)
-        value.div_(j)
-    values.append(value)
-    return value
+    """Map a coefficient of scores to that of exp(x)/Σ exp(x) over the last axis."""
+    return x.softmax(-1) if tape is None else tape.recall(lambda: softmaxed(-1))(x)
 
 
 class Attention(nn.Module):

@@ -19,7 +19,17 @@ from problems.images import checkpoints
 from problems.images.score import load
 from problems.images.sketches import require_trainable
 from problems.images.sources import Samples, samples
-from problems.images.training import DECAYS, LEVELS, PRECISIONS, Fitted, Recipe, diffused, fit
+from problems.images.training import (
+    BY_TIME,
+    DECAYS,
+    LEVELS,
+    PRECISIONS,
+    Fitted,
+    Levels,
+    Recipe,
+    diffused,
+    fit,
+)
 from problems.images.unet import EMBEDDINGS, MODULATIONS, PREDICTIONS, Config, ScoreNetwork
 from problems.schedule import VP, Schedule
 
@@ -33,7 +43,7 @@ def train(
     *,
     place: torch.device | None = None,
     forget: float = 0.1,
-    levels: str = "time",
+    levels: Levels = BY_TIME,
     start: Mapping[str, Tensor] | None = None,
     quiet: bool = False,
     kept: Callable[[Fitted], None] | None = None,
@@ -57,7 +67,7 @@ def train(
     forget
         Share of the labels that are hidden, so that a conditional network learns the unconditional score too.
     levels
-        The noise levels and their weights: a name in ``training.LEVELS``.
+        The noise levels and their weights.
     start
         Initial weights; random ones if there are none.
     quiet
@@ -81,14 +91,14 @@ def train(
         labels = None if batch.labels is None else batch.labels.to(place)
         gamma = batch.gamma.to(place)
         said: Tensor = network(batch.xbar.to(place), gamma, labels)
-        weight = LEVELS[levels].weight(gamma, config.data_std)
+        weight = levels.weight(gamma, config.data_std)
         return (weight * (said - batch.noise.to(place)).square()).mean()
 
     identity: dict[str, Any] = {
         "config": dataclasses.asdict(config),
         "schedule": repr(schedule),
         "data": source.card,
-        "levels": levels,
+        "levels": levels.name,
     }
     if start is not None:
         identity["start"] = checkpoints.digest(start)
@@ -124,7 +134,10 @@ def add_recipe(p: Parser, default: Recipe) -> None:
     group.add_argument("--clip", type=float, default=default.clip, help="norm of clipped gradients")
     group.add_argument("--seed", type=seed, default=default.seed, help="seed of weights and data")
     group.add_argument(
-        "--memory", type=float, default=default.memory, help="average of squared gradients, per step"
+        "--beta2",
+        type=float,
+        default=default.beta2,
+        help="average of squared gradients, per step",
     )
     group.add_argument("--weight-decay", type=float, default=default.weight_decay, help="of AdamW")
     group.add_argument(
@@ -146,7 +159,7 @@ def recipe(args: Any) -> Recipe:
         args.ema,
         args.clip,
         args.seed,
-        args.memory,
+        args.beta2,
         args.weight_decay,
         args.precision,
     )
@@ -273,7 +286,7 @@ def command(argv: Sequence[str] | None = None) -> int:
             recipe(args),
             state,
             place=place,
-            levels=args.levels,
+            levels=LEVELS[args.levels],
             start=start,
             kept=keep,
         )

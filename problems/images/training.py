@@ -62,8 +62,8 @@ class Recipe:
         Norm to which gradients are clipped.
     seed
         Seed of the initial weights and of all random draws.
-    memory
-        Decay of AdamW's average of squared gradients, its β₂.
+    beta2
+        Decay per step of AdamW's average of squared gradients.
     weight_decay
         Weight decay of AdamW; with 0 it is Adam.
     precision
@@ -83,13 +83,13 @@ class Recipe:
     ema: float = 0.999
     clip: float = 1.0
     seed: int = 0
-    memory: float = 0.999
+    beta2: float = 0.999
     weight_decay: float = 0.0
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.memory < 1.0 and self.weight_decay >= 0.0):
-            raise UsageError("memory is between 0 and 1, and weight decay is at least 0")
+        if not (0.0 < self.beta2 < 1.0 and self.weight_decay >= 0.0):
+            raise UsageError("beta2 is between 0 and 1, and weight decay is at least 0")
         if not (0.0 < self.lr < LARGEST and self.clip > 0.0 and 0.0 <= self.ema < 1.0 and self.warmup >= 0):
             raise UsageError(
                 "lr and clip must be positive, lr below 3e38, ema from 0 to below 1, warmup at least 0"
@@ -142,12 +142,15 @@ class Levels:
 
     Attributes
     ----------
+    name
+        What they are called.
     gamma
         Returns n noise-to-signal ratios for a schedule, (n,), float64, drawn with a generator.
     weight
         Returns the weight of the squared error of ε, given γ and the standard deviation of the data.
     """
 
+    name: str
     gamma: Callable[[Schedule, int, torch.Generator], Tensor]
     weight: Callable[[Tensor, float], Tensor]
 
@@ -163,13 +166,15 @@ def _log_normal(schedule: Schedule, n: int, random: torch.Generator) -> Tensor:
     return torch.where(u < 0.1, low + (high - low) * u / 0.1, most.clamp(low, high)).exp()
 
 
-LEVELS = {
-    # Times uniform in the schedule, errors of ε unweighted (Ho et al. 2020).
-    "time": Levels(_uniform_times, lambda gamma, _: torch.ones_like(gamma)),
-    # Karras et al. (2022): log γ is normal, N(-1, 1.3²), and the error of the output F of the preconditioned
-    # network is unweighted. One in ten is uniform in log γ over the schedule, where there is little else.
-    "log-normal": Levels(_log_normal, lambda gamma, std: 1.0 + (gamma / std) ** 2),
-}
+BY_TIME = Levels("time", _uniform_times, lambda gamma, _: torch.ones_like(gamma))
+"""Times are uniform in the schedule, and the errors of ε have equal weights (Ho et al. 2020)."""
+
+LOG_NORMAL = Levels("log-normal", _log_normal, lambda gamma, std: 1.0 + (gamma / std) ** 2)
+"""log γ is normal, N(-1, 1.3²), and errors of the output F of the preconditioned network have equal weights
+(Karras et al. 2022). One level in ten is uniform in log γ over the schedule, whose ends have few others.
+"""
+
+LEVELS = {levels.name: levels for levels in (BY_TIME, LOG_NORMAL)}
 """Noise levels by name, stratified in every batch."""
 
 PRECISIONS: dict[str, Callable[[str], bool]] = {
@@ -208,7 +213,7 @@ def diffused(
     classes: int,
     forget: float,
     random: torch.Generator,
-    levels: str = "time",
+    levels: Levels = BY_TIME,
 ) -> Diffused:
     """Return diffused data, on the CPU.
 
@@ -227,10 +232,10 @@ def diffused(
     random
         Generator of all random numbers.
     levels
-        How much noise they are given: a name in ``LEVELS``.
+        How much noise they are given.
     """
     x0, labels = source.draw(n, random)
-    gamma = LEVELS[levels].gamma(schedule, n, random)[:, None, None, None]
+    gamma = levels.gamma(schedule, n, random)[:, None, None, None]
     noise = torch.randn(x0.shape, generator=random)
     if labels is not None and classes:
         labels = labels.masked_fill(torch.rand(n, generator=random) < forget, classes)
@@ -278,7 +283,7 @@ def fit(
     """
     mine = json.dumps({**identity, "recipe": asdict(recipe)}, sort_keys=True)
     optimiser = torch.optim.AdamW(
-        module.parameters(), recipe.lr, (0.9, recipe.memory), weight_decay=recipe.weight_decay
+        module.parameters(), recipe.lr, (0.9, recipe.beta2), weight_decay=recipe.weight_decay
     )
     averaged = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))  # type: ignore[no-untyped-call]
     losses: list[float] = []

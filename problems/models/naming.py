@@ -39,7 +39,7 @@ def found(name: str) -> Problem | None:
         raise UsageError(f"{name} is a Python file; type {name}:FUNCTION, one that returns a problem")
     if path.exists():
         return _loaded(path.resolve(), _state(path))
-    if not _is_function(name):
+    if not is_function(name):
         return load(path) if path.suffix in SUFFIXES or path.name != name else None
     problem, head = headless(name), head_of(name)
     if not isinstance(problem, Network) or head is None or not head.is_file():
@@ -51,7 +51,7 @@ def headless(name: str) -> Problem | None:
     """Return the problem of a name without the head that lies beside it; see ``found``."""
     if Path(name).exists():
         return bare(Path(name).resolve())
-    return made(_function(name)[0]) if _is_function(name) else None
+    return made(_function(name)[0]) if is_function(name) else None
 
 
 def head_of(name: str) -> Path | None:
@@ -61,7 +61,7 @@ def head_of(name: str) -> Path | None:
     and ``FILE-FUNCTION-head.safetensors`` beside the file of a function.
     """
     path = Path(name)
-    if path.exists() or not _is_function(name):
+    if path.exists() or not is_function(name):
         return any_head.beside(path)
     file, function = _function(name)[1], name.rpartition(":")[2]
     return None if file is None else file.with_name(f"{file.stem}-{function}-head.safetensors")
@@ -88,7 +88,8 @@ def made(factory: Callable[[], Problem]) -> Problem:
     return problem
 
 
-def _is_function(name: str) -> bool:
+def is_function(name: str) -> bool:
+    """Return whether a name is of the form ``module:function`` or ``file.py:function``."""
     where, _, function = name.rpartition(":")
     return bool(where) and function.isidentifier()
 
@@ -116,12 +117,9 @@ def _function(name: str) -> tuple[Callable[[], Problem], Path | None]:
     UsageError
         If there is none.
     """
-    where, _, function = name.rpartition(":")
-    module = _module(where)
-    factory: Callable[[], Problem] | None = getattr(module, function, None)
-    if factory is None or not callable(factory):
-        raise UsageError(f"{where} has no function {function!r} that returns a problem")
-    return factory, None if module.__file__ is None else Path(module.__file__)
+    factory: Callable[[], Problem] = function_of(name)
+    file = _module(name.rpartition(":")[0]).__file__
+    return factory, None if file is None else Path(file)
 
 
 def _module(where: str) -> ModuleType:

@@ -393,7 +393,7 @@ MISTAKES = {
     "--clip 0": "clip",
     "--warmup -1": "warm",
     "--noise -1": "noise",
-    "--memory 1": "memory",
+    "--beta2 1": "beta2",
     "--weight-decay -1": "weight decay",
     "--patch 3": "in patches of 3",
     "--resolution 3": "blocks do not divide",
