@@ -35,6 +35,11 @@ def end_point(
     Arrays by name: the L2 errors in x (samples,), the bills, the errors in features, the error of the
     reference and, where the data have components, whether the trajectory ends nearest to another component
     than the exact one does (samples,).
+
+    Raises
+    ------
+    ArithmeticError
+        If no error is finite.
     """
     problem, there = case.problem, 0.0
     begin = case.data(problem.schedule.stop) if encode_steps else case.latents
@@ -47,8 +52,11 @@ def end_point(
     target = exact
     if method.denoise:
         target = case.denoise(exact) if encode_steps else case.denoised
+    error = (x - target).flatten(1).norm(dim=1)
+    if len(error) and not bool(error.isfinite().any()):
+        raise ArithmeticError("no trajectory stays finite, or none of the exact ones does")
     arrays: dict[str, Any] = {
-        "error": (x - target).flatten(1).norm(dim=1).numpy(),
+        "error": error.numpy(),
         "encode_nfe": there,
         **asdict(back),
     }

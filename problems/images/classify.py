@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from problems.console import Parser, UsageError, attempt, device, positive, seed, stem
+from problems.console import Parser, UsageError, attempt, device, finite, positive, seed, stem
 from problems.images import checkpoints, data
 from problems.images.classifier import Classifier, ClassifierConfig
 from problems.images.sketches import require_trainable
@@ -257,7 +257,7 @@ def arguments() -> Parser:
     p.add_argument("--test", metavar="PATH", help="images to test on (default: a share of the data)")
     p.add_argument("--held-out", type=fraction, default=split.share, help="share of every class to test on")
     p.add_argument("--split-seed", type=seed, default=split.seed, help="seed of their choice")
-    p.add_argument("--noise", type=float, default=variation.noise, help="standard deviation of added noise")
+    p.add_argument("--noise", type=finite, default=variation.noise, help="standard deviation of added noise")
     p.add_argument("--shift", type=whole, default=variation.shift, help="most pixels of random shifts")
     p.add_argument("--flip", action="store_true", help="mirror half of the images")
     p.add_argument(

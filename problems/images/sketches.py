@@ -99,7 +99,7 @@ def require_trainable(make: Callable[[], nn.Module], activations: float) -> None
         If the network cannot be made, or its training needs more memory than there is.
     """
     try:
-        shapes = sketch(make)
+        shapes = sketch(make, TENSORS)
     except ValueError as error:
         raise UsageError(f"there is no such network ({error}); type smaller sizes") from error
     weights = sum(shape.numel() for shape in shapes.values())

@@ -49,15 +49,15 @@ ARGUMENTS = {
 
 
 def refused(command, line, capsys):
-    """The sentence with which a command refuses its arguments, within seconds."""
-    began = time.perf_counter()
+    """The sentence with which a command refuses its arguments, within seconds of the processor."""
+    began = time.process_time()
     with pytest.raises(SystemExit) as left:
         command(line)
     assert left.value.code == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "defect" not in message
-    assert time.perf_counter() - began < 20.0
+    assert time.process_time() - began < 10.0
     return message
 
 
@@ -85,13 +85,16 @@ TRAINING = {
 
 
 @pytest.mark.parametrize("line", TRAINING)
-def test_arguments_of_training(line, tmp_path, capsys):
+def test_arguments_of_training(line, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("problems.images.sketches.TENSORS", 400)  # which are soon made
     out = [] if "--out" in line else ["--out", str(tmp_path / "x")]
     assert TRAINING[line] in refused(train.command, ["--steps", "2", *line.split(), *out], capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("line", ["--shift 8", "--features 1000000 --channels 1000000", "--halvings 1000000"])
+@pytest.mark.parametrize(
+    "line", ["--noise nan", "--shift 8", "--features 1000000 --channels 1000000", "--halvings 1000000"]
+)
 def test_arguments_of_classifiers(line, tmp_path, capsys):
     refused(classify.command, ["--steps", "2", *line.split(), "--out", str(tmp_path / "x")], capsys)
 
@@ -163,11 +166,19 @@ def test_a_card_chooses_no_file_that_is_read(tmp_path, monkeypatch):
 
 PROBLEMS = """
 import torch
-from problems import Mixture, VP
+from problems import Mixture, Network, VP
 def nan():
     return Mixture(torch.tensor([[0.0, torch.nan]], dtype=torch.float64), 0.5)
 def up():
     return Mixture(torch.zeros(1, 2, dtype=torch.float64), 0.5, schedule=VP(start=0.1, stop=0.5))
+class Lost(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+    def forward(self, x, t):
+        return self.weight * x / (x - x)
+def lost():
+    return Network(Lost(), VP(), (2,))
 """
 
 
@@ -178,6 +189,15 @@ def test_problems_of_ones_own(name, words, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(PROBLEMS)
     line = [*SMALL, "--problem", f"{tmp_path}/mine.py:{name}", "--out", str(tmp_path / "x")]
     assert words in refused(gte.command, line, capsys)
+
+
+def test_a_network_that_says_nothing_finite(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(PROBLEMS)
+    line = [*SMALL, "--problem", f"{tmp_path}/mine.py:lost", "--out", str(tmp_path / "x")]
+    assert gte.command(line) == 1
+    said = capsys.readouterr().err
+    assert "nothing could be measured: no trajectory stays finite" in said
+    assert "defect" not in said
 
 
 @pytest.mark.parametrize(
