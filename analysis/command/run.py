@@ -34,7 +34,7 @@ from analysis.study.pools import NoPoolError, pool
 from analysis.study.progress import preparing
 from analysis.study.store import Store
 from problems.console import Parser, UsageError, attempt
-from problems.files import atomically
+from problems.files import atomically, sweep
 from problems.labelled import Labelled
 
 MODULE = "python -m analysis."
@@ -85,6 +85,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None, launcher: st
         nonlocal code
         began = time.perf_counter()
         store = Store(args.out / "store.sqlite")
+        sweep(args.out)
         try:
             with pool(args.workers, args.scheduler) as who, tables.collected() as shown:
                 with preparing(f"{experiment.name}: preparing {args.problem}", silent):

@@ -189,6 +189,11 @@ def test_what_a_killed_process_was_writing_goes_when_the_next_file_is_written(tm
         (tmp_path / name / "half").write_text("half of the n")
     files.atomically(tmp_path / "new", lambda file: file.write_text("all"))
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["new", *stays])
+    left = tmp_path / "results" / f"{files.PREFIX}{node}-{gone.pid}-x"
+    left.mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        lte.command([*SMALL, "--problem", "nowhere", "--out", str(left.parent)])
+    assert not left.exists()
 
 
 def test_json_is_the_manifest_with_its_tables_and_nothing_else(tmp_path, capsys):
