@@ -96,9 +96,9 @@ def test_what_is_rehearsed_is_what_is_spent(name, afs, denoised):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_every_method_samples_near_the_data(name):
-    """At 80 steps every method of the table brings latents to the three Gaussians of the smooth problem."""
+    """At 40 steps every method of the table brings latents to the three Gaussians of the smooth problem."""
     problem = smooth_mixture()
-    x = METHODS[name].sample(problem, 80, latents(problem, 400, 1), torch.Generator().manual_seed(2))
+    x = METHODS[name].sample(problem, 40, latents(problem, 400, 1), torch.Generator().manual_seed(2))
     mean, covariance = x.mean(0), x.T.cov()
     # Four standard errors of 400 samples, plus the discretisation error of the crudest method (5%).
     assert (mean - problem.mean).abs().max() < 4 * 0.7 / 20 + 0.05

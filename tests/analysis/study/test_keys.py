@@ -327,6 +327,12 @@ LINES = {
 }
 
 
+def roughly(monkeypatch):
+    """Make references of networks rough: they execute what good ones do."""
+    monkeypatch.setattr(reference, "SETTLED", 1e3)
+    monkeypatch.setattr(reference, "STEPS", (8, 16))
+
+
 def trace_of(line, out, monkeypatch):
     """Run a command with all cells traced."""
     tracing = Tracing()
@@ -336,8 +342,7 @@ def trace_of(line, out, monkeypatch):
         yield Pool(tracing)
 
     monkeypatch.setattr("analysis.command.run.pool", pool)
-    monkeypatch.setattr(reference, "SETTLED", 1e3)  # rough references of networks execute what good ones do
-    monkeypatch.setattr(reference, "STEPS", (8, 16))
+    roughly(monkeypatch)
     name, *rest = line.split()
     command = importlib.import_module(f"analysis.{name}").command
     assert command([*rest, *LINES.get(line, "").split(), "--out", str(out)]) in (0, 3)
@@ -539,7 +544,8 @@ def probes():
         for cached in vars(importlib.import_module("analysis.measure.case")).values():
             if hasattr(cached, "cache_clear"):
                 cached.cache_clear()
-        with traced() as called:
+        with pytest.MonkeyPatch.context() as patch, traced() as called:
+            roughly(patch)
             measure(**arguments)
         found[name] = measure, arguments, key_of(measure, arguments), called
     return found
@@ -556,13 +562,14 @@ def test_an_edit_moves_the_keys_of_what_executes_it(name, probes, monkeypatch):
     moved = {probe for probe, (_, _, _, called) in probes.items() if _code(value) in called}
     edited = _edited(value.__wrapped__ if hasattr(value, "cache_clear") else value)
     everywhere(monkeypatch, owner, last, edited)
+    keys = Keys()
     for probe, (measure, arguments, before, _) in probes.items():
         if probe not in moved and not any(word in name for word in MUST_NOT[probe]):
             continue
         measure = getattr(sys.modules[measure.__module__], measure.__name__)
         if "reference" in name:  # a case holds on to how it is solved
             arguments = PROBES[probe][1]()
-        after = key_of(measure, arguments)
+        after = keys.key(measure, arguments)
         if probe in moved:
             assert after != before, f"{name} is executed by {probe}"
         else:
@@ -573,10 +580,11 @@ def test_an_edit_moves_the_keys_of_what_executes_it(name, probes, monkeypatch):
 def test_a_constant_moves_the_keys_of_what_uses_it(name, probes, monkeypatch):
     owner, last = _found(name)
     everywhere(monkeypatch, owner, last, _edited(getattr(owner, last)))
+    keys = Keys()
     moved = {
         probe
         for probe, (measure, arguments, before, _) in probes.items()
-        if key_of(measure, arguments) != before
+        if keys.key(measure, arguments) != before
     }
     assert moved == CONSTANTS[name]
 
