@@ -22,6 +22,7 @@ from analysis.command.run import MODULE, start
 from analysis.measure.problems import PROBLEMS
 from analysis.methods import FAMILIES, GRIDS, METHODS, Method
 from analysis.show import tables
+from analysis.show.certificates import spread
 from problems import Model
 from problems.console import Parser, UsageError, attempt
 from problems.files import atomically
@@ -190,16 +191,24 @@ def _orders(orders: pd.DataFrame | None, method: Method) -> dict[str, str]:
     here = orders["solver"].isin(names) & (orders["form"] == method.form.name)
     rows = orders[here & orders["slope"].notna()]
     smooth, paths = rows["grid"].map(lambda grid: GRIDS[grid].smooth).astype(bool), rows["kind"] == "paths"
-    parts = {"measured": smooth & ~paths, "on rough grids": ~smooth & ~paths, "along paths": smooth & paths}
-    return {
-        **declared,
-        **{column: _range(rows["slope"][part]) for column, part in parts.items() if part.any()},
+    prior, interior = rows["interval"] == "prior", rows["interval"] == "interior"
+    parts = {
+        "prior": prior & smooth & ~paths,
+        "interior": interior & smooth & ~paths,
+        "on rough grids": interior & ~smooth & ~paths,
+        "along paths": interior & smooth & paths,
     }
+    if not method.random and method.prior_order != method.order:
+        declared["order"] += f"; prior: {method.prior_order:g}"
+    return {**declared, **{column: _measured(rows[part]) for column, part in parts.items() if part.any()}}
 
 
-def _range(slopes: pd.Series[float]) -> str:
-    low, high = f"{slopes.min():.2f}", f"{slopes.max():.2f}"
-    return low if low == high else f"{low} to {high}"
+def _measured(rows: pd.DataFrame) -> str:
+    """Return the range of the slopes that have settled, and on which grids they have not."""
+    moving = rows["verdict"] == "unsettled"
+    settled = [spread(rows["slope"][~moving])] if (~moving).any() else []
+    names = ", ".join(rows["grid"][moving])
+    return "; ".join([*settled, *([f"{names}: unsettled"] if names else [])])
 
 
 def _columns(

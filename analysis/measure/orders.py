@@ -1,10 +1,14 @@
-"""Certificates of orders: the errors of a method with more and more steps, and the slope through them."""
+"""Certificates of orders: the errors of a method with more and more steps, and the slope through them.
+
+A slope is one of the last three numbers of steps, each twice the one before. It is settled if its two halves
+agree. While it is not, or is not that of the order, the steps are doubled.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache, lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,11 +28,23 @@ from problems.schedule import Schedule
 TOLERANCE = 0.25
 """How far a slope may lie from the declared order."""
 
+SETTLED = 0.25
+"""How far a slope may move from one doubling of the steps to the next."""
+
+UNEVEN = 1.1
+"""Ratio of neighbouring steps beyond which a grid has not become smooth; see ``unevenness``."""
+
 POINTS = 3
 """Numbers of steps in a fit."""
 
-REFINEMENTS = (1, 4, 16)
-"""Multiples of the largest number of steps, tried until a certificate passes."""
+COARSEST = 4
+"""Smallest number of steps, tried where the errors of more are those of rounding."""
+
+DOUBLINGS = 4
+"""How often the largest number of steps is doubled, at most, until a certificate passes."""
+
+INTERIOR = 0.3, 0.1
+"""Times between which a smooth problem has no end, where all methods settle within some hundred steps."""
 
 
 class Certificate(NamedTuple):
@@ -55,9 +71,24 @@ class Certificate(NamedTuple):
     order: float
 
 
-def certificates(name: str, method: Method) -> list[Certificate]:
-    """Return the certificates that a method can have."""
-    declared = method.solver.order, method.order
+def intervals(schedule: Schedule) -> dict[str, tuple[float, float]]:
+    """Return the intervals (start, stop) of a certificate by name: that of sampling, and a part inside it."""
+    return {"prior": (schedule.start, schedule.stop), "interior": INTERIOR}
+
+
+def certificates(name: str, method: Method, schedule: Schedule, start: float) -> list[Certificate]:
+    """Return the certificates that a method can have on an interval.
+
+    Parameters
+    ----------
+    name, method
+        The method.
+    schedule
+        The noise schedule of the problem.
+    start
+        Time at which the interval begins. At the start of the schedule the order is ``Method.prior_order``.
+    """
+    declared = method.solver.order, method.prior_order if start == schedule.start else method.order
     if not method.random:
         return [Certificate(name, method, "ends", method.limit, *declared)]
     strong = method.strong_order, method.strong_order
@@ -83,12 +114,12 @@ def obstacle(method: Method, problem: Problem) -> str:
 
 
 def ladder(finest: int) -> list[int]:
-    """Return the numbers of steps, a factor of √2 apart from the finest down to 8, all even.
+    """Return the numbers of steps, halves of halves from the finest down to 4, all even.
 
     Even ones, for on a grid whose steps alternate the others would end with half a pair.
     """
-    rungs = int(2.0 * math.log2(max(finest, 8) / 8.0)) + 1
-    return [2 * round(0.5 * finest / 2.0 ** (0.5 * i)) for i in range(rungs)]
+    rungs = int(math.log2(max(finest, COARSEST) / COARSEST)) + 1
+    return [2 * round(0.5 * finest / 2.0**i) for i in range(rungs)]
 
 
 @lru_cache(maxsize=8)
@@ -209,63 +240,97 @@ def refined(
 
     Returns
     -------
-    Arrays by name: the numbers of steps (m,), the errors (m, samples), whether they stand above the floor
-    (m,), the error of the reference. Coarser grids are tried until ``POINTS`` stand, and then finer ones
-    while the slope is not that of the order (see ``REFINEMENTS``).
+    Arrays by name: the numbers of steps (m,), falling, the errors (m, samples), whether they stand above the
+    floor (m,), the error of the reference. The steps are halved until ``POINTS`` stand, and doubled while the
+    slope of the last is not settled or not that of the order (see ``DOUBLINGS``).
     """
-    found: dict[str, Any] = {}
-    known = cache(errors)
-    for factor in REFINEMENTS:
-        finer = _errors(factor * finest, known, reference_error, epsilon)
-        if found and finer["stands"].sum() < POINTS:
-            break
-        found = finer
-        if not abs(_slope_of(found) - order) > TOLERANCE:
-            break
-    return found
+    known: dict[int, tuple[Array, bool]] = {}
 
-
-def _errors(
-    finest: int, errors: Callable[[int], Array], reference_error: float, epsilon: float
-) -> dict[str, Any]:
-    steps, found, stand = [], [], []
-    for n in ladder(finest):
-        found.append(errors(n))
-        steps.append(n)
+    def look(steps: int) -> None:
+        found = errors(steps)
         # Every step rounds once; at worst all of them to the same side.
-        stand.append(bool(stands(found[-1].mean(), reference_error, n * epsilon)))
-        if sum(stand) == POINTS:
+        known[steps] = found, bool(stands(found.mean(), reference_error, steps * epsilon))
+
+    for n in ladder(finest):
+        look(n)
+        if sum(stand for _, stand in known.values()) == POINTS:
             break
+    for doubling in range(1, DOUBLINGS + 1):
+        if _decided(_arrays(known, reference_error), order):
+            break
+        look(finest * 2**doubling)
+    return _arrays(known, reference_error)
+
+
+def _arrays(known: dict[int, tuple[Array, bool]], reference_error: float) -> dict[str, Any]:
+    steps = sorted(known, reverse=True)
     return {
         "steps": np.array(steps),
-        "error": np.stack(found),
-        "stands": np.array(stand),
+        "error": np.stack([known[n][0] for n in steps]),
+        "stands": np.array([known[n][1] for n in steps]),
         "reference_error": np.array(reference_error),
     }
 
 
-def _slope_of(arrays: dict[str, Any]) -> float:
-    """Return the slope without its interval; NaN without one."""
-    steps, errors = arrays["steps"][arrays["stands"]], arrays["error"][arrays["stands"]].mean(axis=1)
-    if len(steps) < 2 or not np.isfinite(errors).all():
-        return math.nan
-    return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
+def _decided(arrays: dict[str, Any], order: float) -> bool:
+    """Return whether more steps would tell nothing new: the slope is as declared, or cannot be had."""
+    if (
+        not arrays["stands"][0]
+        or arrays["stands"].sum() < POINTS
+        or not np.isfinite(arrays["error"][0]).all()
+    ):
+        return True
+    late = doublings(arrays)[: POINTS - 1]
+    return bool(np.ptp(late) <= SETTLED and abs(late.mean() - order) <= TOLERANCE)
+
+
+def doublings(arrays: Mapping[str, Any]) -> Array:
+    """Return the slope of mean error from each number of steps that stands to the next, the last first."""
+    here = arrays["stands"] > 0
+    steps, means = np.log(arrays["steps"][here]), np.log(arrays["error"][here].mean(axis=1))
+    slopes: Array = -np.diff(means) / np.diff(steps)
+    return slopes
 
 
 def fitted(result: Result) -> Slope:
-    """Return the slope of error against step size over the numbers of steps that stand; NaN without one.
+    """Return the slope of error against step size over the last three numbers of steps that stand.
 
-    Its interval is over the trajectories: moments, which are exact, have none.
+    Its interval is over the trajectories: moments, which are exact, have none. NaN without a slope.
     """
-    stands = result.arrays["stands"] > 0
-    steps, errors = result.arrays["steps"][stands], result.arrays["error"][stands]
-    if len(steps) < 2 or not np.isfinite(errors).all():
+    here = np.flatnonzero(result.arrays["stands"] > 0)[:POINTS]
+    steps, errors = result.arrays["steps"][here], result.arrays["error"][here]
+    if len(steps) < POINTS or not np.isfinite(errors).all():
         return Slope(math.nan, math.nan, math.nan)
     return slope(1.0 / steps, errors, Bootstrap(errors.shape[1]))
 
 
-def verdict(order: float, fit: Slope, result: Result) -> str:
-    """Return ``pass``, ``FAIL``, or ``rounding`` where no slope stands above the floor."""
-    if math.isnan(fit.value) and np.isfinite(result.arrays["error"]).all():
-        return "rounding"
-    return "pass" if abs(fit.value - order) <= TOLERANCE else "FAIL"
+def unevenness(method: Method, problem: Problem, steps: int) -> float:
+    """Return the largest ratio, at least 1, of neighbouring steps in the variable of the form.
+
+    On grids whose steps alternate, of steps of the same parity.
+    """
+    form, times = method.form.make(problem, None), method.grid.times(steps, problem.schedule)
+    sizes = np.abs(np.diff([float(form.s(t)) for t in times.tolist()]))
+    apart = 1 if method.grid.smooth else 2
+    return float(np.exp(np.abs(np.log(sizes[apart:] / sizes[:-apart])).max(initial=0.0)))
+
+
+def verdict(c: Certificate, problem: Problem, fit: Slope, result: Result) -> str:
+    """Return what a slope says of a declared order.
+
+    Returns
+    -------
+    ``pass`` if it is settled and within 0.25 of the order, ``FAIL`` if it is settled and is not, or if errors
+    are not finite; ``unsettled`` if at the largest number of steps it still moves by more than 0.25 from one
+    doubling to the next, or if it is not as declared and neighbouring steps differ by more than a tenth
+    there, so that the grid is none of those of which orders are declared; ``rounding`` where fewer than three
+    errors stand above the floor.
+    """
+    arrays = result.arrays
+    if math.isnan(fit.value):
+        return "rounding" if np.isfinite(arrays["error"]).all() else "FAIL"
+    if np.ptp(doublings(arrays)[: POINTS - 1]) > SETTLED:
+        return "unsettled"
+    if abs(fit.value - c.order) <= TOLERANCE:
+        return "pass"
+    return "unsettled" if unevenness(c.method, problem, int(arrays["steps"].max())) > UNEVEN else "FAIL"

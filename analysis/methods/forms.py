@@ -41,6 +41,8 @@ class Coordinates:
         The independent variable of the form, where a grid can have equal steps in it.
     exact
         Whether the derivatives in its jets are those of the solution.
+    straight
+        Whether Euler's step from the prior errs by α² only, as DDIM's does. In dx/dt it errs by α.
     random
         Whether it is a stochastic equation.
     limit
@@ -52,6 +54,7 @@ class Coordinates:
     make: Callable[[Model, Source], Form] = field(repr=False, compare=False)
     variable: str = ""
     exact: bool = True
+    straight: bool = True
     random: bool = False
     limit: Literal["flow", "reverse SDE", "its own"] = "flow"
 
@@ -88,13 +91,17 @@ FORMS = {
     form.name: form
     for form in (
         Coordinates("ddim", DDIM, variable="gamma"),
-        Coordinates("pf", ProbabilityFlow, variable="t"),
-        Coordinates("data", lambda score, noise: Preconditioned(score, 0.0, noise)),
+        Coordinates("pf", ProbabilityFlow, variable="t", straight=False),
+        Coordinates("data", lambda score, noise: Preconditioned(score, 0.0, noise), variable="1/gamma"),
         Coordinates("preconditioned", lambda score, noise: Preconditioned(score, score.data_std, noise)),
         Coordinates("distilled", distilled, exact=False),
         Coordinates("ideal-ddim", lambda score, noise: DDIM(Ideal(score), noise), exact=False),
         Coordinates(
-            "ideal-pf", lambda score, noise: ProbabilityFlow(Ideal(score), noise), variable="t", exact=False
+            "ideal-pf",
+            lambda score, noise: ProbabilityFlow(Ideal(score), noise),
+            variable="t",
+            exact=False,
+            straight=False,
         ),
         Coordinates("sde", ReverseSDE, random=True, limit="reverse SDE"),
         Coordinates(

@@ -42,6 +42,8 @@ class Grid:
         The variable in which the steps are equal, where a form has it.
     smooth
         Whether the sizes of neighbouring steps become equal as their number grows.
+    geometric
+        Whether γ is divided by the same number in every step.
     steps
         The one number of steps that there is, if it is a list of times.
     """
@@ -50,6 +52,7 @@ class Grid:
     times: Callable[[int, Schedule], Tensor] = field(repr=False, compare=False)
     variable: str | None = None
     smooth: bool = True
+    geometric: bool = False
     steps: int | None = None
 
 
@@ -118,7 +121,11 @@ GRIDS = {
         striding(1.5),
         Grid("quadratic", partial(in_power, 2.0)),
         striding(2.5),
-        Grid("log-snr", lambda n, schedule: log_snr(n, schedule, schedule.start, schedule.stop)),
+        Grid(
+            "log-snr",
+            lambda n, schedule: log_snr(n, schedule, schedule.start, schedule.stop),
+            geometric=True,
+        ),
         Grid("edm", lambda n, schedule: edm(n, schedule, 7.0, schedule.start, schedule.stop)),
         Grid(
             "gamma",

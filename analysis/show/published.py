@@ -105,7 +105,7 @@ class Claim(NamedTuple):
     order
         The order.
     source
-        Who states it.
+        Who states it, and where.
     remark
         Why it is not what is measured, if it is not.
     """
@@ -115,35 +115,27 @@ class Claim(NamedTuple):
     remark: str = ""
 
 
-_RAMP = "the first step is DDIM, h² off"
-_HALF = "quadratic term taken half; also starts with DDIM"
 _FIRST = "the first step is corrected with two data, h³ off"
 
 CLAIMS = {
-    "heun": Claim(2, "Karras et al. 2022"),
-    "ttm2": Claim(2, "Dockhorn et al. 2022"),
-    "ttm3": Claim(3, "Dockhorn et al. 2022"),
-    "s-pndm": Claim(2, "Liu et al. 2022"),
-    "f-pndm": Claim(2, "Liu et al. 2022"),
-    "fon": Claim(4, "Liu et al. 2022"),
-    "ipndm": Claim(4, "Zhang & Chen 2023", _RAMP + "; weights for equal steps"),
-    "ipndm-v": Claim(4, "diff-sampler", "wrong weights; also starts with DDIM"),
-    "lms": Claim(4, "k-diffusion", _RAMP),
-    "log-deis1": Claim(2, "diffusers"),
-    "log-deis2": Claim(3, "diffusers", _RAMP),
-    "dpm-solver-2": Claim(2, "Lu et al. 2022a"),
-    "dpm-solver-3": Claim(3, "Lu et al. 2022a"),
-    "dpm-solver-3m": Claim(3, "Lu et al. 2022b", _HALF),
-    "dpm-solver++2s": Claim(2, "Lu et al. 2022b"),
-    "dpm-solver++3s": Claim(3, "Lu et al. 2022b"),
-    "dpm-solver++2m": Claim(2, "Lu et al. 2022b"),
-    "dpm-solver++3m": Claim(3, "Lu et al. 2022b", _HALF),
-    "unipc1": Claim(2, "Zhao et al. 2023"),
-    "unipc2": Claim(3, "Zhao et al. 2023"),
-    "unipc2-b1": Claim(3, "Zhao et al. 2023"),
-    "unipc3": Claim(4, "Zhao et al. 2023", _FIRST),
-    "unipc3-b1": Claim(4, "Zhao et al. 2023", _FIRST),
-    "unipc3-lower": Claim(4, "Zhao et al. 2023", "the last step is DDIM, h² off"),
-    "sde-dpm-solver++2m": Claim(2, "Lu et al. 2022b"),
+    "heun": Claim(2, "Karras et al. 2022, Sec. 3"),
+    "ttm2": Claim(2, "Dockhorn et al. 2022, App. B.1"),
+    "ttm3": Claim(3, "Dockhorn et al. 2022, App. B.1"),
+    "s-pndm": Claim(2, "Liu et al. 2022, Sec. 3.3"),
+    "f-pndm": Claim(2, "Liu et al. 2022, Sec. 3.3"),
+    "fon": Claim(4, "Liu et al. 2022, Sec. 4, by its name"),
+    "dpm-solver-2": Claim(2, "Lu et al. 2022a, Thm. 3.2"),
+    "dpm-solver-3": Claim(3, "Lu et al. 2022a, Thm. 3.2"),
+    "dpm-solver++2s": Claim(2, "Lu et al. 2022b, Sec. 4, Alg. 1"),
+    "dpm-solver++2m": Claim(2, "Lu et al. 2022b, Sec. 4, Alg. 2"),
+    "unipc1": Claim(2, "Zhao et al. 2023, Sec. 3"),
+    "unipc2": Claim(3, "Zhao et al. 2023, Sec. 3"),
+    "unipc2-b1": Claim(3, "Zhao et al. 2023, Sec. 3"),
+    "unipc3": Claim(4, "Zhao et al. 2023, Sec. 3", _FIRST),
+    "unipc3-b1": Claim(4, "Zhao et al. 2023, Sec. 3", _FIRST),
 }
-"""What is claimed for methods, to be held against what they show; 2022a is DPM-Solver, 2022b DPM-Solver++."""
+"""What publications claim for methods, to be held against what they show: 2022a is DPM-Solver, 2022b its ++.
+
+The numbers in k-diffusion, diffusers and the authors' code are parameters, such as how many points a
+polynomial goes through, and no claims: ``lms``, ``ipndm``, ``ipndm-v``, ``log-deis…``, ``…3m`` are not here.
+"""

@@ -89,13 +89,16 @@ def test_a_table_takes_the_place_of_the_old_one(tmp_path):
 
 def test_measured_orders_come_from_the_results(tmp_path):
     slopes = {"linear": 1.98, "quadratic": 2.01, "rough": 1.5}
-    about = {"solver": "heun", "form": "ddim", "kind": "ends"}
+    about = {"solver": "heun", "form": "ddim", "kind": "ends", "interval": "interior", "verdict": "pass"}
     rows = [{**about, "grid": g, "slope": s} for g, s in slopes.items()]
     rows.append({**about, "form": "pf", "grid": "linear", "slope": 9.0})
+    rows.append({**about, "interval": "prior", "grid": "linear", "slope": 2.2, "verdict": "unsettled"})
+    rows.append({**about, "interval": "prior", "grid": "edm", "slope": 2.02})
     pd.DataFrame(rows).to_csv(tmp_path / "orders.csv")
     (line,) = [line for line in filled(PAGE, tmp_path).splitlines() if "`heun`" in line]
     assert "1.98 to 2.01" in line
     assert "1.50" in line
+    assert "2.02; linear: unsettled" in line
 
 
 def test_errors_are_those_under_the_budget_on_the_form_of_the_method(tmp_path):

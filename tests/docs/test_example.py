@@ -176,8 +176,8 @@ def test_assert_order_has_the_declared_and_the_measured_order():
         assert_order(Wrong(), case, forms=["ddim", "data"], finest=24)
     first, second = str(wrong.value).split("; ")
     assert first.startswith("wrong declares order 2 and shows 1.0")
-    assert first.endswith("(ddim form, ends)")
-    assert second.endswith("(data form, ends)")
+    assert first.endswith("(ddim form, 0.3 to 0.1, ends)")
+    assert second.endswith("(data form, 0.3 to 0.1, ends)")
 
 
 def test_assert_order_passes_nothing_that_could_not_be_measured():

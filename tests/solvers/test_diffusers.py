@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.methods import METHODS
 from problems import DDIM, VP, Preconditioned, toy_mixture
 from solvers import (
     RK4,
@@ -335,3 +336,23 @@ def test_unipc(k, lower, kind, predicted):
     ]
     form = Preconditioned if predicted == "x0" else DDIM
     assert_agrees(form, solvers, gammas, start(), published, ROUNDING)
+
+
+def test_the_named_variants_of_lower_order_final():
+    """Those that the tests above compare step by step, here by their names."""
+
+    def lowered(k, made):
+        return [made(min(k, STEPS - n)) for n in range(STEPS)]
+
+    def deis(k):
+        return Adams(k, clock=Exact(LogSNR())) if k > 1 else Taylor(1)
+
+    for k in (2, 3):
+        name = f"dpm-solver++{k}m-lower"
+        assert METHODS[name].solvers(STEPS) == lowered(k, lambda k: multistep(k, "midpoint"))
+        assert METHODS[f"log-deis{k - 1}-lower"].solvers(STEPS) == lowered(k, deis)
+        orders = [k, *lowered(k, int)]
+        assert METHODS[f"unipc{k}-lower"].solvers(STEPS) == [
+            Corrected(Adams(order, clock=Pairs()), before, Pairs())
+            for before, order in itertools.pairwise(orders)
+        ]

@@ -25,6 +25,7 @@ from solvers import (
     SingleStep,
     Taylor,
     Time,
+    VariableIPNDM,
     final,
     grids,
     march,
@@ -132,3 +133,29 @@ def test_a_poor_start_holds_a_method_back(solver, order, short):
 def test_pndm_is_of_second_order_only(name, short):
     """Constant weights on steps that are not constant: 2.00 for both."""
     assert measured(SOLVERS[name], "DDIM", "quadratic", short, (64, 128)) == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [
+        (Adams(4), 4),
+        (Adams(3, clock=Exact(LogSNR())), 3),
+        (Adams(4, clock=Index()), 2),
+        (Corrected(Adams(3, clock=Pairs()), 3), 4),
+    ],
+    ids=repr,
+)
+def test_the_order_of_a_method_whose_start_is_not_felt(solver, order, short):
+    """Inside the flow, with the start that ``well_started`` gives it; with its own it is of order 2 or 3."""
+    started = solver.well_started()
+    assert (started.order, solver.order) == (order, min(order, 3 if isinstance(solver, Corrected) else 2))
+    assert measured(started, "data", "quadratic", short) == pytest.approx(order, abs=0.15)
+    assert started.well_started() == started
+
+
+def test_misprints_are_not_felt_where_all_ratios_of_steps_are_equal(short):
+    """The weights of iPNDM_v sum to 1 there. On other smooth grids it is of order 2 with any start."""
+    solver = VariableIPNDM().well_started()
+    assert (VariableIPNDM().geometric_order, solver.geometric_order, solver.order) == (2, 3, 2)
+    assert measured(solver, "data", "log-SNR", short) == pytest.approx(3.0, abs=0.15)
+    assert measured(solver, "data", "quadratic", short) == pytest.approx(2.0, abs=0.15)
