@@ -1,9 +1,9 @@
 """The order certificate: the order that every method declares, and the order that it shows.
 
 Every solver runs on every form and grid with more and more steps, and the slope of its mean error at the end
-against the size of its steps is fitted over the last two doublings. A certificate passes if the slope has
-settled, which means that it moves by at most 0.25 from one doubling to the next, and lies within 0.25 of the
-declared order. One that would not pass is measured with up to sixteen times as many steps. A slope that has
+against the size of its steps is taken over the last doubling. A certificate passes if the slope has settled,
+which means that it moves by at most 0.25 from one doubling to the next, and lies within 0.25 of the declared
+order. One that would not pass is measured with up to sixteen times as many steps. A slope that has
 not settled by then is shown with its range; it is no failure, and says nothing of the order.
 
 There are two intervals. ``prior`` is that on which people sample, the whole schedule, [1, 0.001];
@@ -175,7 +175,7 @@ def certified(
     return frame(
         [r for *_, r in found],
         solver_order=[c.solver_order for _, c, _ in found],
-        order=[c.order for _, c, _ in found],
+        order=[c.shown(fit.value) for (_, c, _), fit in zip(found, fits, strict=True)],
         slope=[fit.value for fit in fits],
         slope_low=[fit.low for fit in fits],
         slope_high=[fit.high for fit in fits],
