@@ -19,7 +19,7 @@ def test_aliases_name_methods():
 
 
 def test_an_alias_is_the_method_under_its_own_name(tmp_path):
-    arguments = ["--samples", "8", "--finest", "16", "--forms", "ddim", "--grids", "linear"]
+    arguments = ["--samples", "8", "--finest", "16", "--forms", "ddim", "--grids", "linear", "--start", "0.3"]
     names = ["dpm-solver-1", "ddim", "edm", "rho-deis3"]
     assert orders.command([*arguments, "--solvers", *names, "--out", str(tmp_path)]) == 0
     assert pd.read_csv(tmp_path / "orders.csv")["solver"].tolist() == ["ddim", "heun", "lms"]

@@ -139,7 +139,7 @@ def test_help_and_the_list_of_commands_have_what_a_file_adds(file, capsys):
 
 
 def test_an_edited_file_is_read_anew_and_its_certificate_measured_anew(file, tmp_path, written):
-    line = "orders --solvers mine heun --forms ddim --grids edm3 --samples 16 --finest 24 --out o"
+    line = "orders --solvers mine heun --forms ddim --grids edm3 --samples 16 --finest 24 --start 0.3 --out o"
     assert run(line, file) == 0
     assert len(written) == 2
     (tmp_path / file).write_text(FILE.replace(RIGHT, WRONG))
