@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,9 @@ Array = NDArray[np.float64]
 
 NEAREST, FARTHEST = 1e-6, 30.0
 """Range of s; γ(s) runs from 6e-10 to 1e12."""
+
+NEWTON = 3
+"""Steps of Newton's method from a linear interpolant, after which log s is exact to rounding."""
 
 
 class Mix(NamedTuple):
@@ -84,6 +88,13 @@ def mix(s: Array, velocity: float) -> Mix:
     return Mix(np.sqrt((determinant + velocity * first) / variance), 0.5 * grown * w * w / variance, variance)
 
 
+@lru_cache(maxsize=64)
+def _known(velocity: float) -> tuple[Array, Array]:
+    """Return log s and log γ at points between which Newton's method begins."""
+    nodes = np.linspace(math.log(NEAREST), math.log(FARTHEST), 1025)
+    return nodes, np.log(mix(np.exp(nodes), velocity).gamma)
+
+
 def damped(h: Array) -> tuple[Array, Array, Array, Array, Array]:
     """Return h, e⁻ʰ and the covariances of the noise that dx = v ds, dv = (2v - x) ds + 2 dw adds over h.
 
@@ -123,15 +134,19 @@ class CriticallyDamped(Form):
         self.velocity = velocity
 
     def s(self, t: T) -> T:
-        """Return the s at which γ(s) is γ of time t, by bisection in log s."""
+        """Return the s at which γ(s) is γ of time t, by Newton's method for log γ in log s."""
 
         def place(gamma: Array) -> Array:
-            low, high = (np.full_like(gamma, math.log(end)) for end in (NEAREST, FARTHEST))
-            for _ in range(64):
-                middle = 0.5 * (low + high)
-                above = mix(np.exp(middle), self.velocity).gamma > gamma
-                low, high = np.where(above, low, middle), np.where(above, middle, high)
-            value: Array = np.exp(high)
+            nodes, known = _known(self.velocity)
+            wanted = np.log(np.clip(gamma, math.exp(known[0]), math.exp(known[-1])))
+            log_s = np.interp(wanted, known, nodes)
+            for _ in range(NEWTON):
+                s = np.exp(log_s)
+                found = mix(s, self.velocity)
+                # dγ²/ds = (2 eˢ (s - c (1 + s)))²: what the noise in v adds to that of x̄.
+                slope = 2.0 * s * (np.exp(s) * (s - found.c * (1.0 + s)) / found.gamma) ** 2
+                log_s = log_s + (wanted - np.log(found.gamma)) / slope
+            value: Array = np.exp(log_s)
             return value
 
         s: T = _mapped(place, self.schedule.gamma(t))
