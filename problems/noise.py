@@ -94,6 +94,9 @@ LEAF = (HIGHEST - LOWEST) / 2**DEPTH
 """Length of the shortest subinterval in log γ, 8e-4. Steps must not be shorter."""
 
 
+_NOTHING = None, np.empty(0, dtype=np.uint64), np.empty(0)
+
+
 class Brownian(Noise):
     """A Brownian path W(w) for each sample by Lévy's construction.
 
@@ -115,6 +118,7 @@ class Brownian(Noise):
         self._first = first
         self._rows: NDArray[np.int64] | None = None
         self._last: tuple[object, Array] = None, np.empty(0)
+        self._above: tuple[object, Words, Array] = _NOTHING
 
     def over(self, like: Tensor, a: Scalar, b: Scalar) -> Tensor:
         """Return (W(b) - W(a))/√(b - a); see ``Noise.over``.
@@ -140,7 +144,7 @@ class Brownian(Noise):
         other = copy.copy(self)
         index = rows.cpu().numpy().astype(np.int64)
         other._rows = index if self._rows is None else self._rows[index]
-        other._last = None, np.empty(0)
+        other._last, other._above = (None, np.empty(0)), _NOTHING
         return other
 
     def _value(self, like: Tensor, w: Array) -> Array:
@@ -154,27 +158,39 @@ class Brownian(Noise):
         return self._last[1]
 
     def _found(self, like: Tensor, w: Array) -> Array:
-        """Return W(w) by descending the tree."""
+        """Return W(w): a sum of the normal numbers of the nodes above it, weighted by the bridges."""
         place = (0.5 * np.log(w) - LOWEST) / (HIGHEST - LOWEST)
         if not bool(((place >= 0.0) & (place < 1.0)).all()):
             raise ValueError("noise-to-signal ratios are outside the range in which paths are known")
-        levels = np.arange(DEPTH + 1)[:, None, None]
+        parts = 2.0 ** np.arange(DEPTH + 1)[:, None, None]
+        index = np.floor(place * parts)
         # Nodes are numbered as in a heap, whose root is 1; numbers 0 and 2^40 are the ends of the range.
-        nodes = (2.0**levels + np.floor(place * 2.0**levels)).astype(np.uint64)
         ends = np.broadcast_to(np.array([0, 2**40], dtype=np.uint64)[:, None, None], (2, *w.shape))
-        z = self._normal(like, np.concatenate([ends, nodes]), 0)
-        log_a = np.full_like(w, LOWEST)
-        log_b = np.full_like(w, HIGHEST)
-        begin = math.exp(LOWEST) * z[0]
-        end = begin + math.sqrt(math.exp(2.0 * HIGHEST) - math.exp(2.0 * LOWEST)) * z[1]
-        for level in range(DEPTH):
-            middle = 0.5 * (log_a + log_b)
-            a, w_middle, b = (np.exp(2.0 * x) for x in (log_a, middle, log_b))
-            value = _bridge(begin, end, a, w_middle, b, z[2 + level])
-            right = place * 2.0 ** (level + 1) % 2.0 >= 1.0
-            log_a, log_b = np.where(right, middle, log_a), np.where(right, log_b, middle)
-            begin, end = np.where(right, value, begin), np.where(right, end, value)
-        return _bridge(begin, end, np.exp(2.0 * log_a), w, np.exp(2.0 * log_b), z[2 + DEPTH])
+        z = self._numbers(like, np.concatenate([ends, (parts + index).astype(np.uint64)]))
+        # Bridges run from (a, begin) to (b, end), to the middle on every level and to w on the last.
+        length = (HIGHEST - LOWEST) / parts
+        log_a = LOWEST + index * length
+        a, b = np.exp(2.0 * log_a), np.exp(2.0 * (log_a + length))
+        to = np.concatenate([np.exp(2.0 * log_a + length)[:-1], w[None]])
+        # By rounding, a point at the end of an interval may lie outside.
+        share = np.clip((to - a) / (b - a), 0.0, 1.0)
+        spread = np.sqrt(share * (1.0 - share) * (b - a))
+        right = index[1:] % 2.0
+        weights = _weights(*(x[:, 0, 0].tolist() if w.size == 1 else list(x) for x in (share, spread, right)))
+        value: Array = (np.array(weights).reshape(len(z), *w.shape) * z).sum(0)
+        return value
+
+    def _numbers(self, like: Tensor, nodes: Words) -> Array:
+        """Return the normal numbers of the nodes above a point; those of the last point are kept."""
+        key, known = (like.shape, nodes.shape), 0
+        if self._above[0] == key:
+            # Below the first node that differs, all do.
+            known = int((nodes == self._above[1]).all((1, 2)).sum())
+        z = self._normal(like, nodes[known:], 0)
+        if known:
+            z = np.concatenate([self._above[2][:known], z])
+        self._above = key, nodes, z
+        return z
 
     def _normal(self, like: Tensor, nodes: Words, stream: int) -> Array:
         """Return normal numbers (K, N, event size) for nodes (K, 1 or N, 1)."""
@@ -217,12 +233,19 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
     return np.stack([c0, c1, c2, c3], axis=-1)
 
 
-def _bridge(begin: Array, end: Array, a: Array, w: Array, b: Array, z: Array) -> Array:
-    """Return the value at w of a Brownian bridge from (a, begin) to (b, end)."""
-    # By rounding, a point at the end of an interval may lie outside.
-    share = np.clip((w - a) / (b - a), 0.0, 1.0)
-    value: Array = begin + share * (end - begin) + np.sqrt(share * (1.0 - share) * (b - a)) * z
-    return value
+def _weights(share: list[Any], spread: list[Any], right: list[Any]) -> list[Any]:
+    """Return the weights of the numbers of both ends of the range and of each level, from the leaf upwards.
+
+    A bridge has the value (1 - share) begin + share end + spread z. On all levels but the last it becomes the
+    begin of the next level if ``right`` is 1, and the end if it is 0. The lists hold floats or arrays.
+    """
+    begin, end, weights = 1.0 - share[-1], share[-1], [spread[-1]]
+    for p, q, r in zip(reversed(share[:-1]), reversed(spread[:-1]), reversed(right), strict=True):
+        value = r * begin + (1.0 - r) * end
+        weights.append(q * value)
+        begin, end = (1.0 - r) * begin + (1.0 - p) * value, r * end + p * value
+    first = math.exp(LOWEST)
+    return [first * (begin + end), math.sqrt(math.exp(2.0 * HIGHEST) - first**2) * end, *reversed(weights)]
 
 
 def _column(value: Scalar, like: Tensor) -> Array:
