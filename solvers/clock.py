@@ -14,12 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from solvers.interface import Equation, Scalar
+
+S = TypeVar("S", float, Tensor)
 
 
 @cache
@@ -94,8 +97,8 @@ class Variable(Clock):
     limit: float = 2
 
     @abstractmethod
-    def read(self, eq: Equation, s: float) -> float:
-        """Return the reading at s."""
+    def read(self, eq: Equation, s: S) -> S:
+        """Return the reading at s, a float or a tensor of places."""
 
     @abstractmethod
     def place(self, eq: Equation, reading: float) -> float:
@@ -118,7 +121,7 @@ class Own(Variable):
 
     limit = math.inf
 
-    def read(self, eq: Equation, s: float) -> float:
+    def read(self, eq: Equation, s: S) -> S:
         """Return s."""
         return s
 
@@ -131,9 +134,10 @@ class Own(Variable):
 class Time(Variable):
     """The time t of the diffusion."""
 
-    def read(self, eq: Equation, s: float) -> float:
+    def read(self, eq: Equation, s: S) -> S:
         """Return t(s)."""
-        return float(eq.t(s))
+        t: S = eq.t(s)
+        return t
 
     def place(self, eq: Equation, reading: float) -> float:
         """Return s(t)."""
@@ -144,9 +148,10 @@ class Time(Variable):
 class LogSNR(Variable):
     """Half the log-SNR, λ = -log γ: the clock of the DPM-Solver family."""
 
-    def read(self, eq: Equation, s: float) -> float:
+    def read(self, eq: Equation, s: S) -> S:
         """Return -log γ(t(s))."""
-        return -math.log(eq.schedule.gamma(eq.t(s)))
+        gamma: S = eq.schedule.gamma(eq.t(s))
+        return -(torch.log(gamma) if isinstance(gamma, Tensor) else math.log(gamma))
 
     def place(self, eq: Equation, reading: float) -> float:
         """Return the s at which -log γ is the reading."""
@@ -167,7 +172,7 @@ class Exact(Variable):
 
     limit = math.inf
 
-    def read(self, eq: Equation, s: float) -> float:
+    def read(self, eq: Equation, s: S) -> S:
         """Return the reading of the other clock."""
         return self.clock.read(eq, s)
 
@@ -185,11 +190,10 @@ class Exact(Variable):
         else:
             places = [s0 + (s1 - s0) * f for f in fractions]
             weights = list(shares)
-        u0 = self.read(eq, s0)
-        length = self.read(eq, s1) - u0
-        on_clock = tuple((self.read(eq, s) - u0) / length for s in places)
-        readings = tuple((self.read(eq, s) - u0) / length for s in nodes)
-        return Measure(on_clock, tuple(weights), readings)
+        u = self.read(eq, torch.tensor([s1, *nodes, *places], dtype=torch.float64))
+        _, *found = ((u - u[1]) / (u[0] - u[1])).tolist()
+        split = len(nodes)
+        return Measure(tuple(found[split:]), tuple(weights), tuple(found[:split]))
 
 
 @lru_cache(maxsize=4096)
