@@ -361,4 +361,5 @@ def _series_like(series: Series, x: Tensor) -> Series:
 
 
 def _all_below(a: Scalar, b: Scalar) -> bool:
-    return bool(torch.as_tensor(a < b).all())
+    below = a < b
+    return bool(below.all()) if isinstance(below, Tensor) else below

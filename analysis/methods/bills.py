@@ -83,9 +83,11 @@ def affordable(bill: Callable[[int], Bill], least: int, nfe: int, tariff: Tariff
     """
 
     def paid(steps: int) -> bool:
-        cost = bill(steps).cost(tariff)
-        half = 0.5 * (bill(steps + 1).cost(tariff) - cost)
-        return bill(steps).nfe <= nfe and (cost <= nfe or cost - nfe < half - 1e-9)
+        spent = bill(steps)
+        cost = spent.cost(tariff)
+        if spent.nfe > nfe or cost <= nfe:
+            return spent.nfe <= nfe
+        return cost - nfe < 0.5 * (bill(steps + 1).cost(tariff) - cost) - 1e-9
 
     if not paid(least):
         needed = bill(least).cost(tariff)
