@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,11 +34,12 @@ class SeparateCovariances:
         """Return Uₖᵀ x for flat states x, shape (N, K or 1, D)."""
         return x[:, None] if self.axes is None else torch.einsum("nd,kde->nke", x, self.axes.to(x))
 
-    def _rotate_back(self, r: Tensor, q: Tensor) -> Tensor:
-        """Return Σₖ rₖ Uₖ qₖ, shape (N, D)."""
-        if self.axes is None:
-            return torch.einsum("nk,nkd->nd", r, q)
-        return torch.einsum("nke,kde->nd", r[..., None] * q, self.axes.to(q))
+    def _mean(self, weights: Sequence[Tensor], states: Sequence[Tensor]) -> Tensor:
+        """Return the last coefficient of the series Σₖ rₖ Uₖ qₖ, shape (N, D), given r and q."""
+        total = weights[0][..., None] * states[-1]
+        for r, q in zip(weights[1:], states[-2::-1], strict=True):
+            total.addcmul_(r[..., None], q)
+        return total.sum(1) if self.axes is None else torch.einsum("nke,kde->nd", total, self.axes.to(total))
 
     def _posterior(self, gamma: Series, like: Tensor) -> _Posterior:
         # Coefficients of shape (N, 1) must broadcast against arrays of shape (N, K, D).
@@ -53,11 +54,9 @@ class SeparateCovariances:
         force: list[Tensor] = []  # Σ rₖ Uₖ dₖ
 
         def eps(coefficient: Tensor) -> Tensor:
-            j = len(force)
             posterior.push(self._rotate(coefficient))
-            terms = [self._rotate_back(posterior.weights[i], posterior.solved[j - i]) for i in range(j + 1)]
-            force.append(torch.stack(terms).sum(0))
-            return convolve_states(gamma, force, j)
+            force.append(self._mean(posterior.weights, posterior.solved))
+            return convolve_states(gamma, force, len(force) - 1)
 
         return eps
 
@@ -72,22 +71,22 @@ class SeparateCovariances:
         weights, solved, variance = posterior.weights, posterior.solved, posterior.variance
         eps: list[Tensor] = []
         force: list[Tensor] = []  # f
+        turning: list[Tensor] = []  # r'
         turn: list[Tensor] = []  # Σ rₖ' Uₖ dₖ
         inner: list[Tensor] = []  # b
         bend: list[Tensor] = []  # Σ rₖ Uₖ bₖ
         for j in range(len(gamma)):
             x = xbar if j == 0 else integral(convolve_states(slope, eps, j - 1), j)
             posterior.push(self._rotate(x))
-            terms = torch.stack([self._rotate_back(weights[i], solved[j - i]) for i in range(j + 1)])
-            force.append(terms.sum(0))
+            force.append(self._mean(weights, solved))
             if j == 0:
                 eps.append(gamma[0] * force[0])
             else:
-                turn.append(sum((i * terms[i] for i in range(2, j + 1)), start=terms[1]))
+                turning.append(j * weights[j])
+                turn.append(self._mean(turning, solved[:j]))
                 pull = 2.0 * solved[j - 1] - self._rotate(force[j - 1])
                 inner.append(quotient(variances * pull, variance, inner))
-                terms = torch.stack([self._rotate_back(weights[i], inner[j - 1 - i]) for i in range(j)])
-                bend.append(terms.sum(0))
+                bend.append(self._mean(weights[:j], inner))
                 slopes = convolve_states(gamma, turn, j - 1, convolve_states(slope, bend, j - 1))
                 eps.append(integral(slopes, j))
             yield eps[j]
