@@ -17,14 +17,13 @@ def test_one_worker_is_this_process():
         assert isinstance(who.executor.submit(int, "one").exception(), ValueError)
 
 
-def asleep():
-    """Long enough for the other worker to take the next call."""
-    time.sleep(0.05)
-    return os.getpid()
-
-
 @pytest.mark.slow
 def test_several_workers_are_other_processes_that_end_with_the_pool():
+    def asleep():
+        """Wait for the other worker to take the next call; sent by value, so nothing is imported."""
+        time.sleep(0.05)
+        return os.getpid()
+
     with pool(2, None) as who:
         assert who.elsewhere
         assert who.alive()
