@@ -148,7 +148,11 @@ class Case:
     def but(self, **changes: Any) -> Case:
         """Return the same case with other values of some parameters."""
         names = ("problem", "samples", "seed", "dtype", "device", "batch", "name", "typed", "given")
-        return Case(**{name: changes.get(name, getattr(self, name)) for name in names})
+        if changes.keys() & {"problem", "dtype", "typed"} or not changes.keys() <= set(names):
+            return Case(**{name: getattr(self, name) for name in names} | changes)
+        same = object.__new__(Case)  # the problem is neither copied nor read again
+        vars(same).update(vars(self), **changes)
+        return same
 
     def on(self, problem: Problem | str | Path) -> Case:
         """Return the same case of another problem, in its usual precision, if no other was chosen."""

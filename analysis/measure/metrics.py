@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -74,6 +75,14 @@ class Moments:
             raise ValueError(f"a covariance needs at least two samples, not {self.n}")
         return self.scatter / (self.n - 1)
 
+    @cached_property
+    def factor(self) -> Array:
+        """F, (r, d), with Fᵀ F the covariance, of its numerical rank r."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
+        factor: Array = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
+        return factor
+
 
 def frechet(a: Moments, b: Moments) -> float:
     """Return the squared Fréchet distance of the two Gaussians with these moments (Heusel et al. 2017).
@@ -92,7 +101,7 @@ def frechet(a: Moments, b: Moments) -> float:
     apart = a.mean - b.mean
     middle = _eigenvalue_trace(one, two) if min(a.n, b.n) > len(one) else None
     if middle is None:
-        middle = _nuclear(_factor(one) @ _factor(two).T)
+        middle = _nuclear(a.factor @ b.factor.T)
     return max(0.0, float(apart @ apart + np.trace(one) + np.trace(two) - 2.0 * middle))
 
 
@@ -149,14 +158,6 @@ def _eigenvalue_trace(one: Array, two: Array) -> float | None:
     if values[0] < 1e-12 * values[-1]:
         return None
     return float(np.sqrt(values).sum())
-
-
-def _factor(covariance: Array) -> Array:
-    """Return F (r, d) with Fᵀ F the covariance, of its numerical rank r."""
-    values, vectors = np.linalg.eigh(covariance)
-    kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
-    factor: Array = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
-    return factor
 
 
 def _nuclear(matrix: Array) -> float:

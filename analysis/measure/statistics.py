@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Array = NDArray[np.float64]
 
@@ -86,7 +86,7 @@ def medians(rows: Array) -> Interval:
     """Return the median of every row with the distribution-free interval between two order statistics."""
     n = rows.shape[-1]
     ordered = np.sort(rows, axis=-1)
-    rank = int(stats.binom.ppf(0.5 * (1.0 - LEVEL), n, 0.5))
+    rank = int(np.searchsorted(special.bdtr(np.arange(n + 1), n, 0.5), 0.5 * (1.0 - LEVEL)))
     return Interval(
         np.median(rows, axis=-1), ordered[..., max(rank - 1, 0)], ordered[..., min(n - rank, n - 1)]
     )
@@ -94,7 +94,7 @@ def medians(rows: Array) -> Interval:
 
 def share(successes: float, n: int) -> tuple[float, float, float]:
     """Return a proportion with its Wilson interval."""
-    z = float(stats.norm.ppf(0.5 * (1.0 + LEVEL)))
+    z = float(special.ndtri(0.5 * (1.0 + LEVEL)))
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1.0 + z * z / n)
     half = z / (1.0 + z * z / n) * math.sqrt(p * (1.0 - p) / n + z * z / (4.0 * n * n))

@@ -171,9 +171,10 @@ def save(figure: Figure, path: Path) -> list[Path]:
         Path without suffix.
     """
     with style():  # which also says how files are written: fonts that can be searched, dots per inch
-        written = [
-            atomically(path.with_name(path.name + suffix), figure.savefig) for suffix in (".pdf", ".png")
-        ]
+        written = []
+        for suffix in (".pdf", ".png"):
+            written.append(atomically(path.with_name(path.name + suffix), figure.savefig))
+            figure.set_layout_engine("none")  # it has done its work, which takes as long as drawing
     plt.close(figure)
     return written
 
