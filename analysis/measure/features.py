@@ -130,6 +130,7 @@ def classifier(problem: Problem) -> Features | None:
 
 CLASSIFIERS: dict[tuple[int, ...], tuple[str, str]] = {
     (1, 8, 8): ("digits", "digits"),
+    (3, 16, 16): ("CIFAR-10", "cifar10-16"),
 }
 """What the shipped classifiers know, and their names, by the shape of the images that they see."""
 

@@ -27,6 +27,7 @@ from problems import (
 )
 from problems.images.guided import GuidedImages
 from problems.images.score import shipped
+from problems.labelled import InTurn
 from problems.models.naming import found, made
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
@@ -48,6 +49,9 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     # Networks that are told the time by fast waves.
     "digits-positional": lambda: shipped("digits-positional"),
     "digits-fourier": lambda: shipped("digits-fourier"),
+    # A network of CIFAR-10 averaged to 16 x 16, for all classes in turn, and the same with guidance.
+    "cifar10-16": lambda: shipped("cifar10-16").labelled(InTurn(10)),
+    "cifar10-16-guided": lambda: GuidedImages(shipped("cifar10-16"), 1.0),
 }
 """Every problem of the suite by the name it is called by."""
 

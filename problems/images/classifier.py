@@ -131,6 +131,6 @@ def shipped(name: str = "digits") -> Classifier:
     Parameters
     ----------
     name
-        ``digits``.
+        ``digits`` or ``cifar10-16``.
     """
     return load(SHIPPED.with_name(f"{name}-classifier.safetensors"))[0]

@@ -251,7 +251,8 @@ def shipped(name: str) -> Learned:
     Parameters
     ----------
     name
-        ``digits``, ``digits-classes``, ``digits-gaussians``, ``digits-positional`` or ``digits-fourier``.
+        ``digits``, ``digits-classes``, ``digits-gaussians``, ``digits-positional``, ``digits-fourier`` or
+        ``cifar10-16``.
     """
     path = weights(name)
     head = weights(f"{name}-head")

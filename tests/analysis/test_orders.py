@@ -255,11 +255,12 @@ RANDOM = [name for name, m in CERTIFIABLE.items() if m.random]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("form", "grid"), [*((form, "quadratic") for form in FLOWS), ("ddim", "rough")], ids="-".join
+    ("form", "grid", "finest"), [*((form, "quadratic", 48) for form in FLOWS), ("ddim", "rough", 96)]
 )
-def test_every_certificate_of_a_method_without_noise_passes(form, grid):
+def test_every_certificate_of_a_method_without_noise_passes(form, grid, finest):
     """A rough grid tells of the solver, whatever the form; the command itself has five grids."""
-    table = certify(STEADY, Case("smooth", 32), interval=INSIDE, forms=[form], grids=[grid])
+    case = Case("smooth", 32)
+    table = certify(STEADY, case, finest=finest, interval=INSIDE, forms=[form], grids=[grid])
     # Two names of one solver, like ttm2 and ttm2-pf, differ by their form.
     solvers = {(METHODS[name].solver, METHODS[name].last) for name in STEADY}
     assert solvers == {(METHODS[name].solver, METHODS[name].last) for name in table["solver"]}
