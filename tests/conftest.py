@@ -1,5 +1,6 @@
 """What several test files stand on: high-precision mixtures, a cluster, draft figures, counted writes."""
 
+import functools
 import gc
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,7 @@ def pytest_collection():
 
 Vector = list[mpmath.mpf]
 Eps = Callable[[Vector, mpmath.mpf], Vector]
+Solve = Callable[[Vector], Vector]
 
 
 def exact_eps(
@@ -48,23 +50,26 @@ def exact_eps(
     centres = [[mpf(c) for c in m] for m in means]
     shares = [mpf(w) for w in weights]
 
-    def isotropic(d: Vector, variance: mpmath.mpf) -> tuple[Vector, mpmath.mpf]:
-        return [c / variance for c in d], variance ** len(d)
+    def isotropic(variance: mpmath.mpf) -> tuple[Solve, mpmath.mpf]:
+        inverse, root = 1 / variance, 1 / mp.sqrt(variance ** len(centres[0]))
+        return lambda d: [c * inverse for c in d], root
 
-    def general(d: Vector, matrix: mpmath.matrix) -> tuple[Vector, mpmath.mpf]:
-        return list(mp.lu_solve(matrix, mp.matrix(d))), mp.det(matrix)
-
-    def solve(d: Vector, covariance: float | Tensor, gamma: mpmath.mpf) -> tuple[Vector, mpmath.mpf]:
-        if isinstance(covariance, Tensor):
-            return general(d, mp.matrix(covariance.tolist()) + gamma**2 * mp.eye(len(d)))
-        return isotropic(d, mpf(covariance) + gamma**2)
+    def general(matrix: mpmath.matrix) -> tuple[Solve, mpmath.mpf]:
+        return lambda d: list(mp.lu_solve(matrix, mp.matrix(d))), 1 / mp.sqrt(mp.det(matrix))
 
     def eps(xbar: Vector, gamma: mpmath.mpf) -> Vector:
+        @functools.cache
+        def component(covariance: float | Tensor) -> tuple[Solve, mpmath.mpf]:
+            if isinstance(covariance, Tensor):
+                return general(mp.matrix(covariance.tolist()) + gamma**2 * mp.eye(len(xbar)))
+            return isotropic(mpf(covariance) + gamma**2)
+
         numerator, total = [mpf(0)] * len(xbar), mpf(0)
         for centre, covariance, share in zip(centres, covariances, shares, strict=True):
+            solve, root = component(covariance)
             d = [a - b for a, b in zip(xbar, centre, strict=True)]
-            solved, determinant = solve(d, covariance, gamma)
-            r = share * mp.exp(-mp.fdot(d, solved) / 2) / mp.sqrt(determinant)
+            solved = solve(d)
+            r = share * root * mp.exp(-mp.fdot(d, solved) / 2)
             total += r
             numerator = [n + r * v for n, v in zip(numerator, solved, strict=True)]
         return [gamma * n / total for n in numerator]
