@@ -198,7 +198,10 @@ def arguments() -> Parser:
     p.add_argument("--resolution", type=positive, help="average the images to this side in pixels")
     p.add_argument("--levels", choices=LEVELS, default="time", help="noise levels, and their weights")
     p.add_argument(
-        "--resume", type=Path, metavar="WEIGHTS", help="start from a network, whose architecture is kept"
+        "--resume",
+        type=Path,
+        metavar="WEIGHTS",
+        help="start from a network, whose architecture is kept; with or without suffix",
     )
     p.add_argument("--out", type=stem, default=Path("runs/digits"), help="where to write, without suffix")
     network = p.add_argument_group("network")
@@ -258,7 +261,8 @@ def command(argv: Sequence[str] | None = None) -> int:
                 data_std=source.std,
             )
             if args.resume is not None:
-                model, before = load(args.resume)
+                named = args.resume.with_name(f"{args.resume.name}.safetensors")
+                model, before = load(named if named.is_file() else args.resume)
                 config, start = _continued(model.network.config, config), model.network.state_dict()
         except ValueError as error:
             raise UsageError(str(error)) from error

@@ -427,7 +427,7 @@ def test_a_state_of_other_settings_leaves_with_2_and_fresh_begins_anew(tmp_path,
 def test_resuming_from_weights_begins_with_them_and_keeps_their_architecture(short, tmp_path, capsys):
     """With a learning rate of 1e-30 nothing moves: what is written is what was given, in half precision."""
     more = ("--steps", "1", "--lr", "1e-30", "--halves", "--conditional")
-    assert command(tmp_path / "b", *more, "--resume", str(short / "a.safetensors")) == 0
+    assert command(tmp_path / "b", *more, "--resume", str(short / "a")) == 0
     (given, before), (found, card) = load(short / "a.safetensors"), load(tmp_path / "b.safetensors")
     assert found.network.config == given.network.config
     assert card["resumed"] == before
