@@ -25,7 +25,7 @@ from analysis.command.session import Session
 from analysis.measure import moments
 from analysis.measure.case import Case, case_of
 from analysis.measure.comparison import Comparison, comparison, gathered, tabulated
-from analysis.measure.features import FEATURES, Features
+from analysis.measure.features import FEATURES, Features, is_image
 from analysis.measure.folders import folder_quality, folder_statistics, notes_of
 from analysis.measure.metrics import Moments
 from analysis.measure.named import Decoder
@@ -177,7 +177,7 @@ def measure(session: Session) -> Outcome | None:
         return of_folders(session)
     session = session.usual(DEFAULT)
     args, case, decoder = session.args, session.case, session.decoder
-    if args.sheets and len(case.problem.event_shape if decoder is None else decoder.shape) != 3:
+    if args.sheets and not is_image(case.problem.event_shape if decoder is None else decoder.shape):
         raise UsageError(f"{case.name} has no images; leave out --sheets")
     compared = comparison(
         case, args.features, decoder=decoder, reference=args.reference, data=args.data_samples

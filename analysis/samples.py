@@ -25,6 +25,7 @@ from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
+from analysis.measure.features import is_image
 from analysis.measure.statistics import Bootstrap, share
 from analysis.methods import Method, chosen
 from analysis.methods.table import Asked
@@ -176,7 +177,12 @@ def variants(session: Session) -> dict[str, Method]:
 
 def measure(session: Session) -> Outcome:
     """Measure what was asked for."""
-    decoder = session.decoder
+    decoder, shape = session.decoder, session.problem.event_shape
+    if decoder is None and shape.numel() != 2 and not is_image(shape):
+        raise UsageError(
+            f"{session.case.name} has states of shape {tuple(shape)}, which cannot be shown; type --decode "
+            "with a function that makes images of them"
+        )
     try:
         results = _measured(session.case, variants(session), session.args.steps, session.study)
     except ValueError as error:

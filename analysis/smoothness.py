@@ -15,6 +15,7 @@ loss with which the networks were trained, on which they hardly differ.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
+from analysis.measure.features import is_image
 from analysis.measure.reference import SETTLED, STEPS
 from analysis.measure.smoothness import ORDERS, derivative_squares, exact_end, sampled_end, training_loss
 from analysis.measure.statistics import Bootstrap, Interval
@@ -201,6 +203,12 @@ def measure(session: Session) -> Outcome:
     if args.problem != args.networks[0]:
         raise UsageError(f"type --networks {args.problem} and further ones instead of --problem")
     cases = [session.on(name) for name in args.networks]
+    for case in cases:
+        if not is_image(shape := case.problem.event_shape):
+            raise UsageError(
+                f"{case.name} has states of shape {tuple(shape)}, and images of one or three colours are "
+                "shown; type --networks of images"
+            )
     try:
         _alike(cases, args.t)
         for case in cases:
@@ -277,7 +285,9 @@ def report(session: Session, outcome: Outcome) -> None:
         }
         for _, row in found.losses.iterrows()
     ]
-    tables.show(f"Training loss on the same {DRAWS} noisy images (95%)", pd.DataFrame(losses))
+    unknown = [names[row["problem"]] for _, row in found.losses.iterrows() if math.isnan(row["loss"])]
+    notes = [f"nan: the training data of {', '.join(unknown)} are not at hand"] if unknown else []
+    tables.show(f"Training loss on the same {DRAWS} noisy images (95%)", pd.DataFrame(losses), notes)
 
 
 def short(found: Smoothness) -> dict[str, str]:

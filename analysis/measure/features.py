@@ -98,6 +98,11 @@ class Seen:
         return torch.cat(seen)  # outside, so that it is a tensor like any other
 
 
+def is_image(shape: Sequence[int]) -> bool:
+    """Return whether states of a shape are images that can be shown: of one or three colours."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
 def pixels(problem: Problem) -> Features:
     """Return the states themselves, flattened; those of problems without images are called coordinates."""
     return Features("pixels" if len(problem.event_shape) == 3 else "coordinates", flat)
@@ -257,7 +262,7 @@ def _named(name: str, problem: Problem) -> Features:
             f"unknown features {name!r}; choose from {', '.join(FEATURES)}, or type the path of Inception-v3 "
             f"weights, such as {inceptions.WEIGHTS}, or file.py:function"
         )
-    if len(shape) != 3 or shape[0] not in (1, 3):
+    if not is_image(shape):
         raise UsageError(
             "Inception-v3 sees images of one or three colours, and this problem's states have shape "
             f"{shape}; type --features pixels"

@@ -103,7 +103,9 @@ def test_small_networks_and_the_store(tmp_path, networks, capsys, monkeypatch):
     assert list(table["problem"].unique()) == ["smooth", "other"]
     assert len(table) == 2 * (1 + 3)
     assert len(sizes) == 2 * 2
-    assert losses["loss"].isna().all()  # what they were trained on is not at hand
+    assert losses["loss"].isna().all()
+    told = (tmp_path / "smoothness.md").read_text(encoding="utf-8")
+    assert "nan: the training data of smooth, other are not at hand" in told
     assert (tmp_path / "smoothness.png").stat().st_size > 2_000
     assert json.loads((tmp_path / "smoothness.json").read_text())["arguments"]["problem"] == "smooth"
     assert "reference" in capsys.readouterr().out
@@ -178,6 +180,7 @@ def test_what_leaves_the_numbers_is_drawn_where_it_is_finite(tmp_path, networks,
         (["--networks", "narrow", "large"], "large and narrow differ in images or schedule"),
         (["--networks", "narrow", "nobody"], "unknown problem 'nobody'"),
         (["--networks", "narrow", "wide", "--problem", "wide"], "type --networks wide and further ones"),
+        (["--networks", "toy"], "toy has states of shape (2,), and images"),
         (["--networks", "narrow", "--t", "0"], "--t 0 is outside [0.001, 1]"),
         (["--networks", "narrow", "--solvers", "f-pndm"], "needs at least 12 NFE"),
         (["--networks", "narrow", "--solvers", "genie"], "has no distilled head"),
