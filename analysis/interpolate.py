@@ -17,16 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-from analysis.command.arguments import add_data, add_solvers
+from analysis.command.arguments import add_data, add_decoder, add_solvers
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.run import MODULE, main, start
 from analysis.command.session import Session
 from analysis.measure.case import Case, case_of
-from analysis.measure.features import classifier
+from analysis.measure.features import classifier, decoded, is_image
 from analysis.measure.given import need_data
 from analysis.measure.interpolation import exact_strips, pairs, places, strip_errors
+from analysis.measure.named import Decoder
 from analysis.measure.rows import Row, plan
 from analysis.measure.statistics import Bootstrap
 from analysis.methods import Method, chosen
@@ -51,6 +53,7 @@ def arguments(p: Parser) -> None:
         "--points", type=count, default=9, help="images of a strip, at equal distances in b from 0 to 1"
     )
     add_data(p, "images of which pairs are taken")
+    add_decoder(p, "strips show its images, in which errors are measured too")
 
 
 def count(text: str) -> int:
@@ -91,14 +94,16 @@ def strips(
     nfe: Sequence[int] = BUDGETS,
     points: int = 9,
     study: Study | None = None,
+    *,
+    decode: str | None = None,
 ) -> pd.DataFrame:
     """Return the errors of images on the paths between pairs, as a tidy table.
 
     Parameters
     ----------
     problem
-        What is solved; anything that ``Case`` takes, or a case. Its states must be images, of which as many
-        pairs are drawn as the case has samples.
+        What is solved; anything that ``Case`` takes, or a case. Its states must be images, or a decoder makes
+        such of them; as many pairs are drawn as the case has samples.
     methods
         The methods; see ``analysis.methods.chosen``.
     nfe
@@ -107,11 +112,14 @@ def strips(
         Images of a strip, at equal distances in b from 0 to 1.
     study
         Where results are kept; nowhere by default.
+    decode
+        A latent decoder of a user; see ``analysis.measure.named.Decoder``.
 
     Returns
     -------
-    A row for each method, budget and place ``b``. Columns ``error`` (mean L2 from the image of the exact
-    strip, both denoised) and, on images of digits, ``feature_error``, each with its 95% interval;
+    A row for each method, budget and place ``b``. Columns ``error`` (mean L2 from the state of the exact
+    strip, both denoised) and, of decoded images or on images of digits, ``feature_error``, each with its 95%
+    interval;
     ``encode_nfe``, and ``nfe``, ``jvp`` and ``head`` of the way back; ``reference_error``. Methods that a
     budget does not pay for are left out.
 
@@ -120,24 +128,32 @@ def strips(
     ValueError
         If states are no images, a method is random or chooses its own steps, or nothing can be measured.
     """
-    return _measured(case_of(problem), chosen(methods), nfe, points, study or Study()).table
+    case = case_of(problem)
+    decoder = None if decode is None else Decoder(decode, case.problem.event_shape)
+    return _measured(case, chosen(methods), nfe, points, study or Study(), decoder).table
 
 
 def _measured(
-    case: Case, methods: Mapping[str, Method], budgets: Sequence[int], points: int, study: Study
+    case: Case,
+    methods: Mapping[str, Method],
+    budgets: Sequence[int],
+    points: int,
+    study: Study,
+    decoder: Decoder | None = None,
 ) -> Strips:
     """Measure the exact strips, then those of every method under every budget."""
-    if len(case.problem.event_shape) != 3:
+    if decoder is None and not is_image(case.problem.event_shape):
         raise ValueError(
             f"strips are made of images, which {case.name} has none of; choose another problem, "
-            "such as --problem digits"
+            "such as --problem digits, or type --decode with a function that makes images of its states"
         )
     for name, method in methods.items():
         if method.adaptive and not method.random:
             raise ValueError(f"{name} chooses its own steps; leave it out of --solvers")
     planned = plan(case.problem, methods.items(), budgets, denoise="on", encode=True)
     pairs(case)  # says so if the images are not at hand
-    rows, features = [row for row in planned if not row.note], classifier(case.problem)
+    rows = [row for row in planned if not row.note]
+    features = classifier(case.problem) if decoder is None else decoded(decoder)
     config = {**case.config, "points": points}
     about = {**config, "solver": "exact", "encode_steps": 0, "steps": 0}
     (exact,) = measured(
@@ -164,7 +180,16 @@ def _measured(
     results = [result for result in results if id(result) in kept]
     notes = [f"N/A: {row.solver} {row.note}" for row in planned if row.note]
     table = tabulated(rows, results, float(exact.arrays["error"]))
+    if decoder is not None:
+        exact, *results = (_pictured(decoder, result) for result in (exact, *results))
     return Strips(table, rows, results, exact, notes)
+
+
+def _pictured(decoder: Decoder, result: Result) -> Result:
+    """Return a result with the images of its first strip instead of the states."""
+    first = result.arrays["strip"] if "strip" in result.arrays else result.arrays["strips"][:, 0]
+    images = decoder(torch.from_numpy(first)).numpy()
+    return result._replace(arrays={"strip": images, "strips": images[:, None]})
 
 
 def measure(session: Session) -> Outcome:
@@ -173,7 +198,9 @@ def measure(session: Session) -> Outcome:
     args = session.args
     try:
         need_data(session.case)
-        found = _measured(session.case, session.methods(), args.nfe, args.points, session.study)
+        found = _measured(
+            session.case, session.methods(), args.nfe, args.points, session.study, session.decoder
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
     return Outcome(found.table, extra=found)
@@ -222,10 +249,12 @@ def report(session: Session, outcome: Outcome) -> None:
     if (table["jvp"] > 0).any():
         notes.append("Jacobian-vector products come on top of the NFE (column jvp)")
     notes.append(f"reference: own error {table['reference_error'][0]:.1e}")
-    tables.show("Mean L2 error of interpolated images, NFE each way (95%)", wide("error"), notes)
+    decode = session.args.decode
+    what = "images" if decode is None else "states, before decoding"
+    tables.show(f"Mean L2 error of interpolated {what}, NFE each way (95%)", wide("error"), notes)
     if "feature_error" in table:
-        title = "The same in the features of the classifier, mean (95%)"
-        tables.show(title, wide("feature_error"))
+        seen = "features of the classifier" if decode is None else "decoded images"
+        tables.show(f"The same in the {seen}, mean (95%)", wide("feature_error"))
 
 
 def draw(session: Session, outcome: Outcome) -> Figure:

@@ -294,6 +294,7 @@ def floor(session: Session, by: Criterion, table: pd.DataFrame) -> list[str]:
     return [
         f"{session.case.samples} samples; fewer give larger distances",
         f"accurate solution: {tables.cell(table.iloc[0], 'accurate')}; less is chance or luck",
+        *([session.case.note] if session.case.note else []),
     ]
 
 

@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import linalg
 
-from analysis import fid, gte, interpolate, samples, weak
+from analysis import fid, gte, interpolate, samples, smoothness, weak
 from analysis.measure import shards
 from analysis.measure.case import Case
 from analysis.measure.comparison import comparison
 from analysis.measure.features import features
 from analysis.measure.folders import folder_quality
 from analysis.measure.given import given
+from analysis.measure.interpolation import pairs
 from analysis.measure.named import Decoder, Named
 from analysis.measure.quality import Judge
 from analysis.measure.rows import Row
@@ -221,6 +222,24 @@ def test_latents_are_decoded_before_they_are_seen(here, tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "sheet", lambda ax, images, *size: shown.append(images.shape))
     run(samples, tmp_path, "--problem", f"{FILE}:latent", *decoder)
     assert shown == [(16, 1, 4, 4)] * 2
+
+    shown.clear()
+    line = ["--problem", f"{FILE}:latent", "--samples", "3", "--out", str(tmp_path)]
+    words = ["--solvers", "ddim", "--nfe", "4", "--points", "2"]
+    assert interpolate.command([*line, *words, *decoder]) == 0
+    assert shown == [(4, 1, 4, 4)]
+    case = Case(f"{FILE}:latent", 3)
+    there, _ = case.encode(METHODS["ddim"], 4, pairs(case))
+    found, _ = case.sample(method, 3, case.cast(there))
+    apart = decode(found) - decode(case.denoise(pairs(case)))
+    table = pd.read_csv(tmp_path / "interpolate.csv")
+    expected = [float(part.flatten(1).norm(dim=1).mean()) for part in apart.chunk(2)]
+    assert list(table["feature_error"]) == pytest.approx(expected, rel=1e-6)
+
+    for command in (samples, interpolate, smoothness):
+        networks = ["--networks", f"{FILE}:latent"] if command is smoothness else []
+        with pytest.raises(SystemExit, match="2"):
+            command.command([*line, *networks])
 
 
 def test_guidance_data_and_features_of_a_user_are_the_same_on_workers(here, cluster_address):

@@ -10,6 +10,7 @@ from analysis.measure.case import Case
 from analysis.measure.metrics import Moments, frechet
 from analysis.measure.race import survivors
 from analysis.methods import METHODS
+from problems.images.data import LOSSY
 
 
 def run(out, *arguments):
@@ -86,10 +87,11 @@ def test_the_winner_is_measured_as_gte_measures_it(tmp_path):
     assert best["steps"] == same["steps"]
 
 
-def test_by_frechet_the_distance_is_that_of_the_samples(tmp_path, capsys):
+def test_by_frechet_the_distance_is_that_of_the_samples(tmp_path, capsys, monkeypatch):
     """The mean of the numbers of the samples is the distance; the accurate solution's is told."""
     chosen = ["--problem", "smooth", "--samples", "64", "--nfe", "4", "--solvers", "ddim", "ttm2", "ab2"]
     chosen += ["--forms", "ddim", "--grids", "quadratic", "--by", "frechet"]
+    monkeypatch.setattr(Case, "note", LOSSY)
     table = run(tmp_path, *chosen)
     case = Case("smooth", samples=64)
     truth = Moments.of(case.but(samples=race.DATA).data().numpy())
@@ -97,7 +99,9 @@ def test_by_frechet_the_distance_is_that_of_the_samples(tmp_path, capsys):
     assert table["frechet"][0] == pytest.approx(frechet(Moments.of(ends.numpy()), truth), rel=1e-9)
     exact = case.exact().x[-1].numpy()
     assert table["accurate"][0] == pytest.approx(frechet(Moments.of(exact), truth), rel=1e-9)
-    assert "accurate solution: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "accurate solution: " in printed
+    assert printed.count(LOSSY) == 1
 
 
 def test_a_dry_run_measures_nothing(tmp_path, capsys, written):
