@@ -1,25 +1,28 @@
-"""What several test files stand on: high-precision mixtures, a cluster, draft figures, counted writes."""
+"""What several test files stand on: high-precision mixtures, a cluster, draft figures, counted writes.
+
+The process that hands out tests to others reads this file too, so torch and the suite are imported where they
+are used.
+"""
+
+from __future__ import annotations
 
 import functools
 import gc
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import mpmath
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
-from matplotlib import pyplot as plt
 from mpmath import mp, mpf
-from torch import Tensor
 
-from analysis.show import plots
-from analysis.study.store import Store
+if TYPE_CHECKING:
+    from torch import Tensor
 
 mp.dps = 60
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
 settings.load_profile("reproducible")
-torch.set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -60,9 +63,9 @@ def exact_eps(
     def eps(xbar: Vector, gamma: mpmath.mpf) -> Vector:
         @functools.cache
         def component(covariance: float | Tensor) -> tuple[Solve, mpmath.mpf]:
-            if isinstance(covariance, Tensor):
-                return general(mp.matrix(covariance.tolist()) + gamma**2 * mp.eye(len(xbar)))
-            return isotropic(mpf(covariance) + gamma**2)
+            if isinstance(covariance, int | float):
+                return isotropic(mpf(covariance) + gamma**2)
+            return general(mp.matrix(covariance.tolist()) + gamma**2 * mp.eye(len(xbar)))
 
         numerator, total = [mpf(0)] * len(xbar), mpf(0)
         for centre, covariance, share in zip(centres, covariances, shares, strict=True):
@@ -127,13 +130,23 @@ def cluster_address():
         yield cluster.scheduler_address
 
 
-SAVE = plots.save
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
 LAID_OUT: set[tuple[str, int]] = set()
 """Names and numbers of panels of the figures that were laid out by this process."""
 
 
 def draft(figure, path):
     """Write a figure as a coarse PNG, and a PDF that is none; lay it out if no such figure was."""
+    from matplotlib import pyplot as plt
+
+    from analysis.show import plots
+
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_name(path.name + suffix) for suffix in (".pdf", ".png")]
     files[0].write_bytes(b"%PDF-1.4\n")
@@ -148,23 +161,30 @@ def draft(figure, path):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _drafts():
-    """Figures are drawn and written coarsely; layouts, which cost most, are made once for each kind."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(plots, "save", draft)
-    yield
-    patch.undo()
+def save():
+    """What writes figures as users get them.
+
+    Tests draw and write them coarsely; layouts, which cost most, are made once for each kind.
+    """
+    from analysis.show import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        write = plots.save
+        patch.setattr(plots, "save", draft)
+        yield write
 
 
 @pytest.fixture
-def figures(monkeypatch):
+def figures(monkeypatch, save):
     """Write figures as users get them."""
-    monkeypatch.setattr(plots, "save", SAVE)
+    monkeypatch.setattr("analysis.show.plots.save", save)
 
 
 @pytest.fixture
 def written(monkeypatch):
     """The keys of the cells that are written to any store, in their order."""
+    from analysis.study.store import Store
+
     keys: list[str] = []
     write = Store.write
     monkeypatch.setattr(Store, "write", lambda self, *a: (keys.append(a[0]), write(self, *a)))

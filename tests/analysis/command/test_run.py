@@ -19,7 +19,6 @@ from analysis.methods import METHODS
 from analysis.show import plots
 from problems import files
 from problems.terminal import Lasting
-from tests.conftest import SAVE
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENTS = (
@@ -98,11 +97,11 @@ def test_help_has_examples_that_parse(name, capsys):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
+def first(tmp_path_factory, save):
     """The files of a run, with figures as users get them."""
     out = tmp_path_factory.mktemp("first")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "save", SAVE)
+        patch.setattr(plots, "save", save)
         assert lte.command([*SMALL, "--out", str(out)]) == 0
     return out
 
