@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import multiprocessing
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -128,6 +129,14 @@ def cluster_address():
 
     with local_cluster(2) as cluster:
         yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Processes that are forks of a server, which imports the suite once, with the tests that use it most."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.analysis.test_fid"])
+    return context
 
 
 @pytest.fixture(scope="session", autouse=True)

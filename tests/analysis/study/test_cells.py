@@ -2,18 +2,14 @@
 
 import functools
 import io
-import os
 import pickle
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from concurrent.futures import Executor, Future
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +19,6 @@ from analysis.study.keys import Keys
 from analysis.study.pools import Here, Pool
 from analysis.study.progress import Progress, preparing
 from analysis.study.store import Store
-
-ROOT = Path(__file__).parents[3]
 
 
 class Calls(list):
@@ -317,36 +311,27 @@ def test_here_answers_before_it_is_asked_twice():
     assert isinstance(Here().submit(failing, "no").exception(), ArithmeticError)
 
 
-WRITER = """
-import sys
-from pathlib import Path
-import numpy as np
-from analysis.study.cells import Cell, Study
-from analysis.study.store import Store
-from tests.analysis.study.test_cells import number
-store = Store(Path(sys.argv[1]))
-for i in range(int(sys.argv[3])):
-    Study(store).run("x", [Cell({}, number, {"value": float(sys.argv[2]), "n": i})])
-    print(i, flush=True)
-"""
-
-
-def _writer(path, name, count):
-    command = [sys.executable, "-c", textwrap.dedent(WRITER), str(path), str(name), str(count)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+def write(path, value, count, told):
+    """Measure and keep so many cells, and tell of each that is kept."""
+    store = Store(path)
+    for i in range(count):
+        Study(store).run("x", [cell(value, i)])
+        told.send(i)
 
 
 @pytest.mark.slow
-def test_kill_minus_nine_and_two_writers_lose_nothing(tmp_path):
+def test_kill_minus_nine_and_two_writers_lose_nothing(tmp_path, forks):
     path = tmp_path / "store.sqlite"
-    steady, doomed = _writer(path, 1.0, 30), _writer(path, 2.0, 100_000)
-    seen = [int(next(doomed.stdout)) for _ in range(25)]
-    doomed.send_signal(signal.SIGKILL)
-    doomed.wait()
-    doomed.stdout.close()
-    assert steady.wait() == 0
-    steady.stdout.close()
+    (heard, told), (_, unheard) = forks.Pipe(False), forks.Pipe(False)
+    steady = forks.Process(target=write, args=(path, 1.0, 30, unheard))
+    doomed = forks.Process(target=write, args=(path, 2.0, 100_000, told))
+    steady.start()
+    doomed.start()
+    seen = [heard.recv() for _ in range(25)]
+    doomed.kill()
+    doomed.join()
+    steady.join()
+    assert (steady.exitcode, doomed.exitcode) == (0, -signal.SIGKILL)
     store = Store(path)
     cells = [cell(1.0, i) for i in range(30)] + [cell(2.0, i) for i in seen]
     results = Study(store).run("x", cells)
