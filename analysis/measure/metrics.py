@@ -53,7 +53,10 @@ class Moments:
             mean = weights @ x / n
             centred = np.sqrt(weights)[:, None] * (x - mean)
         # A product of a matrix with its own transpose takes half the operations (syrk).
-        return cls(n, mean, centred.T @ centred)
+        found = cls(n, mean, centred.T @ centred)
+        if 1 < n <= x.shape[1]:
+            vars(found)["factor"] = centred / math.sqrt(n - 1)  # instead of d eigenvectors
+        return found
 
     def __add__(self, other: Moments) -> Moments:
         """Return the moments of both sets of samples together (Chan, Golub & LeVeque 1983)."""
@@ -77,7 +80,7 @@ class Moments:
 
     @cached_property
     def factor(self) -> Array:
-        """F, (r, d), with Fᵀ F the covariance, of its numerical rank r."""
+        """F, (r, d), with Fᵀ F the covariance: r is its numerical rank, or n where that is at most d."""
         values, vectors = np.linalg.eigh(self.covariance)
         kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
         factor: Array = np.sqrt(values[kept])[:, None] * vectors[:, kept].T
@@ -126,8 +129,12 @@ def influence(x: Array, reference: Moments) -> Array:
     """
     mean = x.mean(0)
     centred = x - mean
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
-    kept = values > 1e-10 * max(values[-1], np.finfo(np.float64).tiny)
+    if len(x) > x.shape[1]:
+        values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
+    else:
+        _, singular, axes = np.linalg.svd(centred, full_matrices=False)
+        values, vectors = singular**2 / len(x), axes.T
+    kept = values > 1e-10 * max(values.max(), np.finfo(np.float64).tiny)
     root, basis = np.sqrt(values[kept]), vectors[:, kept]
     middle = root[:, None] * (basis.T @ reference.covariance @ basis) * root
     squares, axes = np.linalg.eigh(middle)
