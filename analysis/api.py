@@ -1,5 +1,8 @@
 """Measurements for scripts and notebooks: functions of plain values that return data frames.
 
+Data of one's own are read by ``given``, or by ``fitting``, which averages images to the size of states; they
+go with a case, ``Case("mine.py:make", given=given("photos.zip"))``. ``folder_quality`` compares two folders.
+
 Every function takes a problem as a name, the path of a checkpoint, a ``Problem`` of one's own or a ``Case``.
 Methods are given by name or as values. The commands call the same functions. A ``Study`` keeps results in a
 store, and may have workers that measure::
@@ -31,6 +34,8 @@ from analysis.interpolate import strips
 from analysis.lte import local_errors
 from analysis.measure.case import Case
 from analysis.measure.features import Features
+from analysis.measure.folders import folder_quality
+from analysis.measure.given import Given, fitting, given
 from analysis.measure.orders import INTERIOR
 from analysis.measure.statistics import Bootstrap
 from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Coordinates, Grid, Method, grid_of
@@ -147,6 +152,7 @@ __all__ = [
     "Coordinates",
     "Experiment",
     "Features",
+    "Given",
     "Grid",
     "Method",
     "Outcome",
@@ -159,7 +165,10 @@ __all__ = [
     "difference_errors",
     "end_points",
     "error_budget",
+    "fitting",
+    "folder_quality",
     "frame",
+    "given",
     "grid_of",
     "guided_errors",
     "head_errors",

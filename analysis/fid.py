@@ -112,7 +112,7 @@ def sample_quality(
     ----------
     problem
         What is sampled; anything that ``Case`` takes, or a case of at least 4 samples. Data of one's own are
-        ``Case(problem, given=given(PATH))``.
+        ``Case(problem, given=given(PATH))``; both are in ``analysis.api``.
     methods
         The methods; see ``analysis.methods.chosen``.
     nfe, steps
