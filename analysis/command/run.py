@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from analysis.command.arguments import parser
 from analysis.command.experiment import Experiment, Outcome
 from analysis.command.session import Session
-from analysis.measure.features import classifier
+from analysis.measure.features import DECODED, classifier
 from analysis.methods import plugins
 from analysis.show import plots, tables
 from analysis.study.cells import Result, Study
@@ -139,14 +139,16 @@ def subject(session: Session, outcome: Outcome) -> dict[str, str]:
     """Return in words which model was measured, with which data it was compared, and in which features."""
     problem, table = session.problem, outcome.table
     own = "of the model" if not isinstance(problem, Labelled) or problem.has_data else "none"
-    seen = ["x"]
+    seen, decode = ["x"], vars(session.args).get("decode")
     if "feature" in table:
         seen = list(dict.fromkeys(table["feature"]))
     elif "feature_error" in table:
-        seen += [look.name for look in [classifier(problem)] if look is not None]
+        look = classifier(problem)
+        seen += [DECODED] if decode else [look.name] if look else []
     given = vars(session.args).get("data") or vars(session.args).get("reference") or own
     kind = type(problem).__name__
-    return {"model": f"{session.case.name} ({kind})", "data": str(given), "features": ", ".join(seen)}
+    model = f"{session.case.name} ({kind}{f', decoded by {decode}' if decode else ''})"
+    return {"model": model, "data": str(given), "features": ", ".join(seen)}
 
 
 def drawn(figures: Figure | Mapping[str, Figure], path: Path) -> list[Path]:

@@ -23,6 +23,9 @@ from problems.models.naming import is_function
 INCEPTION = "Inception-v3"
 """The features of the FID."""
 
+DECODED = "decoded images"
+"""What a latent decoder makes of states."""
+
 BATCH = 64
 """Images that a network sees at once."""
 
@@ -115,7 +118,7 @@ def flat(x: Tensor) -> Tensor:
 
 def decoded(decoder: Decoder) -> Features:
     """Return the images that a latent decoder makes of states, flattened."""
-    return Features("decoded images", partial(_flat_images, decoder))
+    return Features(DECODED, partial(_flat_images, decoder))
 
 
 def _flat_images(decoder: Decoder, x: Tensor) -> Tensor:

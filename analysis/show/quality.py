@@ -76,9 +76,10 @@ def _symmetric(ax: Any, rows: pd.DataFrame) -> None:
 
 
 def sheet(images: Any) -> Figure:
-    """Draw 64 images, shape (N, 1 or 3, H, W) with values in [-1, 1], in eight rows."""
+    """Draw 64 images at most, shape (N, 1 or 3, H, W) with values in [-1, 1], eight in a row."""
+    rows = min(8, -(-len(images) // 8))
     with plots.style():
-        figure, axes = plots.panels(1, 1, figsize=(3.25, 3.25))
+        figure, axes = plots.panels(1, 1, figsize=(3.25, 3.25 * rows / 8))
         axes[0, 0].set_axis_off()
-        plots.sheet(axes[0, 0], images, 8, 8)
+        plots.sheet(axes[0, 0], images, rows, 8)
         return figure

@@ -1,5 +1,6 @@
 """Samples compared with what a user has: data, statistics, features, a latent decoder, folders."""
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,9 @@ def test_latents_are_decoded_before_they_are_seen(here, tmp_path, monkeypatch):
     table = pd.read_csv(tmp_path / "interpolate.csv")
     expected = [float(part.flatten(1).norm(dim=1).mean()) for part in apart.chunk(2)]
     assert list(table["feature_error"]) == pytest.approx(expected, rel=1e-6)
+    about = json.loads((tmp_path / "interpolate.json").read_text())["about"]
+    assert about["features"] == "x, decoded images"
+    assert about["model"].endswith(f"(Network, decoded by {FILE}:decode)")
 
     for command in (samples, interpolate, smoothness):
         networks = ["--networks", f"{FILE}:latent"] if command is smoothness else []
