@@ -143,7 +143,9 @@ def test_a_broken_solver_fails_its_certificate_and_nothing_stale_is_served(print
     fresh.chdir(folder / "work")
     assert script(CERTIFICATE.split()) == 3
     table = pd.read_csv("out/orders.csv")
-    assert set(table["verdict"]) == {"FAIL"}
+    # From the prior the slopes of 192 and 384 steps may still differ, and are then no order.
+    assert set(table["verdict"][table["interval"] == "interior"]) == {"FAIL"}
+    assert set(table["verdict"]) <= {"FAIL", "unsettled"}
     assert table["slope"].between(0.9, 1.1).all()
 
 
