@@ -23,7 +23,7 @@ def test_they_take_at_most_eight_megabytes_and_say_that_the_data_are_jpegs():
         assert found.card["data"]["resolution"] == 16
         assert "JPEG" in found.card["data"]["note"]
         assert found.card["command"].startswith("python -m problems.images.")
-        assert "/work/" not in str(found.card)
+        assert " /" not in found.card["command"]
     assert "JPEG" in opened("cifar10-16").note
     assert checkpoints.load(weights("cifar10-16"), "score network").card["images_seen"] >= 2_000_000
 
