@@ -90,7 +90,7 @@ def end_points(
     encode
         Whether trajectories are sent from data to latents and back.
     features
-        In which errors are measured too; by default those of the digits classifier, where it sees the states.
+        In which errors are measured too; by default those of a shipped classifier of such states.
     study
         Where results are kept; nowhere by default.
 

@@ -118,10 +118,9 @@ def strips(
     Returns
     -------
     A row for each method, budget and place ``b``. Columns ``error`` (mean L2 from the state of the exact
-    strip, both denoised) and, of decoded images or on images of digits, ``feature_error``, each with its 95%
-    interval;
-    ``encode_nfe``, and ``nfe``, ``jvp`` and ``head`` of the way back; ``reference_error``. Methods that a
-    budget does not pay for are left out.
+    strip, both denoised) and ``feature_error`` (the same in decoded images, or in the features of a shipped
+    classifier of such images), each with its 95% interval; ``encode_nfe``, and ``nfe``, ``jvp`` and ``head``
+    of the way back; ``reference_error``. Methods that a budget does not pay for are left out.
 
     Raises
     ------

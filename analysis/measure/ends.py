@@ -72,7 +72,7 @@ def end_point(
 def ends(case: Case, rows: Iterable[Row], study: Study, features: Features | None = None) -> list[Result]:
     """Return the ends by every row's method, from the store where they are there; see ``end_point``.
 
-    Errors are measured in features too: by default in those of the digits classifier, where it sees states.
+    Errors are measured in features too: by default in those of a shipped classifier of such states.
     """
     features = features or classifier(case.problem)
     cells = []

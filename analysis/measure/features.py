@@ -137,8 +137,8 @@ def classifier(problem: Problem) -> Features | None:
 
 
 CLASSIFIERS: dict[tuple[int, ...], tuple[str, str]] = {
-    (1, 8, 8): ("digits", "digits"),
     (3, 16, 16): ("CIFAR-10", "cifar10-16"),
+    (1, 8, 8): ("digits", "digits"),
 }
 """What the shipped classifiers know, and their names, by the shape of the images that they see."""
 
@@ -252,7 +252,10 @@ def _named(name: str, problem: Problem) -> Features:
     if name in FEATURES:
         found = FEATURES[name](problem)
         if found is None:
-            what = "the digits classifier sees images of shape (1, 8, 8)" if name == "classifier" else name
+            known = (
+                f"the {of} classifier sees images of shape {seen}" for seen, (of, _) in CLASSIFIERS.items()
+            )
+            what = ", ".join(known) if name == "classifier" else name
             raise UsageError(
                 f"{what}, and this problem's states have shape {shape}; type --features pixels, or the path "
                 "of Inception-v3 weights"

@@ -39,8 +39,8 @@ def folder_quality(
         What ``given.given`` takes; the second also a file of statistics, which then is of the first of the
         features.
     features
-        Names, see ``features.features``, or values; by default the digits classifier and pixels for 8×8
-        images, pixels for all others.
+        Names, see ``features.features``, or values; by default the shipped classifier of such images,
+        if there is one, and pixels.
     device
         Where features are computed.
     seed
