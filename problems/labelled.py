@@ -177,7 +177,10 @@ class Labelled(Source, Problem):
 
     @abstractmethod
     def _begin(self, path: Series, labels: Tensor | None) -> Push:
-        """Begin the expansion of a block of states, whose path γ(h) and labels these are."""
+        """Begin the expansion of a block of states, whose path γ(h) and labels these are.
+
+        Coefficients of states come in any precision, and are answered in it.
+        """
 
     @abstractmethod
     def _block(self, x: Tensor, order: int) -> int:
@@ -187,7 +190,7 @@ class Labelled(Source, Problem):
         pushes: list[Push] = []
 
         def push(coefficient: Tensor) -> Tensor:
-            blocks = torch.split(coefficient.to(self.dtype), self._block(coefficient, len(gamma)))
+            blocks = torch.split(coefficient, self._block(coefficient, len(gamma)))
             if not pushes:
                 labels, begin = self.labels_of(len(coefficient)), 0
                 for block in blocks:
@@ -197,7 +200,7 @@ class Labelled(Source, Problem):
                     pushes.append(self._begin(path, known))
                     begin += len(block)
             pushed = [push(block) for push, block in zip(pushes, blocks, strict=True)]
-            return (pushed[0] if len(pushed) == 1 else torch.cat(pushed)).to(coefficient.dtype)
+            return pushed[0] if len(pushed) == 1 else torch.cat(pushed)
 
         return push
 

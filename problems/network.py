@@ -202,19 +202,20 @@ class Network(Labelled):
         )
         return [column.to(x.dtype).expand(len(x)) for column in columns]
 
+    def _follow(self, xbar: Tensor, gamma: Series) -> Iterator[Tensor]:
+        for coefficient in super()._follow(xbar.double(), gamma):
+            yield coefficient.to(xbar.dtype)
+
     def _begin(self, path: Series, labels: Tensor | None) -> Push:
-        # In float64: skip x̄ and gain F cancel where the noise is large.
+        # In float64, the states too: skip x̄ and gain F cancel where the noise is large.
         path = _series_like(path, torch.float64)
-        skip, gain, scale = self.prediction.factors(self.schedule, path)
-        outer = Outer(
-            (_series_like(skip, self.dtype), _series_like(gain, self.dtype), _series_like(scale, self.dtype))
-        )
+        outer = Outer(self.prediction.factors(self.schedule, path))
         pushes: list[Callable[..., Tensor]] = []
         times: list[Tensor] = []
         index = itertools.count()
 
         def push(coefficient: Tensor) -> Tensor:
-            x = outer.inwards(coefficient)
+            x = outer.inwards(coefficient.double()).to(self.dtype)
             if not pushes:
                 times.extend(self.told(path, x))
                 still = () if labels is None else (labels.expand(len(x)),)
@@ -222,7 +223,7 @@ class Network(Labelled):
                     pushes.append(lambda x, time: self.module(x, time, *still))
                 else:
                     pushes.append(self._graph(x, times[0], still).expand(*still).push)
-            return outer.outwards(pushes[0](x, times[next(index)]))
+            return outer.outwards(pushes[0](x, times[next(index)]).double()).to(coefficient.dtype)
 
         return push
 

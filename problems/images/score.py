@@ -134,7 +134,8 @@ class Learned(Labelled):
 
     def _begin(self, path: Series, labels: Tensor | None) -> Push:
         begin = next(self.network.parameters())
-        return Expansion(self.network, Series([like(c, begin) for c in path.coefficients]), labels).push
+        push = Expansion(self.network, Series([like(c, begin) for c in path.coefficients]), labels).push
+        return lambda coefficient: push(coefficient.to(begin.dtype)).to(coefficient.dtype)
 
     def _block(self, x: Tensor, order: int) -> int:
         """Return the number of states per pass: all, unless coefficients are remembered on a CPU."""

@@ -12,6 +12,7 @@ from problems import network as networks
 from problems.bill import Bill
 from problems.forward_mode import differentiable
 from problems.graph import NoGraphError, NoRuleError
+from problems.prediction import Denoiser
 from problems.score import denoise
 from problems.series import log
 from problems.wrappers import Guided
@@ -141,6 +142,27 @@ def test_states_of_any_precision_are_answered_in_it(dtype):
     for found, expected in zip(network.flow_jet(states(3, dtype), 0.7, 3), exact, strict=True):
         assert found.dtype == dtype
         assert torch.allclose(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+class Faint(nn.Module):
+    """A network that says little, so that ε is nearly that of Gaussian data of the denoiser's width."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor(0.01))
+
+    def forward(self, x, time):
+        return self.size * torch.tanh(x)
+
+
+def test_derivatives_of_a_denoiser_are_right_in_float32_where_the_noise_is_large():
+    """At σ = 60 terms of the size of ε/γ cancel to less than a thousandth of it."""
+    network = Network(Faint(), EDM(), (1, 4, 4), predicts=Denoiser(0.5))
+    x = 60.0 * states(3)
+    eps, found = network.flow_jet(x, 60.0, 2)
+    exact = network.to(torch.zeros((), dtype=F64)).flow_jet(x.double(), 60.0, 2)[1]
+    assert exact.norm() <= 1e-3 * eps.norm() / 60.0
+    assert (found - exact).norm() <= 1e-5 * exact.norm()
 
 
 def test_float64_agrees_with_nested_forward_mode():
