@@ -74,7 +74,8 @@ FINE = replace(METHODS["sde-dpm-solver++2m"], grid=GRIDS["log-snr"])
 
 CERTIFIED_GRIDS = ("linear", "quadratic", "log-snr", "edm", "rough")
 UNSETTLED = (
-    f"the slope still moves by more than {SETTLED:g}, or neighbouring steps still differ; from, to: its range"
+    f"the slope still moves by more than {SETTLED:g}, or its interval reaches the order, or a last step is "
+    "not felt yet, or neighbouring steps still differ; from, to: its range"
 )
 """What is said below slopes that have not settled."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -73,6 +74,11 @@ class Certificate(NamedTuple):
     solver_order: float
     order: float
     other: float
+
+    @property
+    def unfelt(self) -> float:
+        """The order that steps show while a last step of a lower order is too short to be felt."""
+        return replace(self.method, last=()).well_started().order if self.method.last else self.order
 
     def shown(self, slope: float) -> float:
         """Return that of the two orders which is nearer to a slope."""
@@ -333,9 +339,9 @@ def verdict(c: Certificate, problem: Problem, fit: Slope, result: Result) -> str
     -------
     ``pass`` if it is settled and within 0.25 of the order, ``FAIL`` if it is settled and is not, or if errors
     are not finite; ``unsettled`` if at the largest number of steps it still moves by more than 0.25 from one
-    doubling to the next, or if it is not as declared and neighbouring steps differ by more than a tenth
-    there, so that the grid is none of those of which orders are declared; ``rounding`` where fewer than three
-    errors stand above the floor.
+    doubling to the next, or if it is not as declared, but its interval reaches what would be, or one last
+    step is not yet felt, or neighbouring steps differ by more than a tenth there, so that the grid is none of
+    those of which orders are declared; ``rounding`` where fewer than three errors stand above the floor.
     """
     arrays = result.arrays
     if math.isnan(fit.value):
@@ -345,4 +351,9 @@ def verdict(c: Certificate, problem: Problem, fit: Slope, result: Result) -> str
         return "unsettled"
     if abs(fit.value - c.shown(fit.value)) <= TOLERANCE:
         return "pass"
-    return "unsettled" if unevenness(c.method, problem, int(arrays["steps"].max())) > UNEVEN else "FAIL"
+    undecided = (
+        fit.low <= c.order + TOLERANCE and fit.high >= c.order - TOLERANCE,
+        c.order < fit.value <= c.unfelt + TOLERANCE,
+        unevenness(c.method, problem, int(arrays["steps"].max())) > UNEVEN,
+    )
+    return "unsettled" if any(undecided) else "FAIL"

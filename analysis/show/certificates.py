@@ -125,7 +125,7 @@ def drawn(table: pd.DataFrame, tolerance: float) -> Figure:
                 part = here[here["grid"] == grid]
                 y = part["solver"].map(list(solvers).index) + 0.76 * ((k + 0.5) / len(looks) - 0.5)
                 _marks(ax, part, y, look, tolerance)
-            ax.set_title(f"{panels[j]}, {spans[i]}")
+            ax.set_title(f"{panels[j]}\n{spans[i]}")
             ax.grid(visible=False, axis="y")
         for ax in axes[-1]:
             ax.set_xlabel("measured")

@@ -10,11 +10,13 @@ import torch
 
 from analysis import orders
 from analysis.api import Case, certify
-from analysis.measure.orders import POINTS, ladder, obstacle
+from analysis.measure.orders import POINTS, certificates, ladder, obstacle, verdict
 from analysis.measure.problems import PROBLEMS, between
 from analysis.measure.recursion import moments
+from analysis.measure.statistics import Slope
 from analysis.methods import FLOWS, FORMS, GRIDS, METHODS, Method, crossed
 from analysis.show.published import CLAIMS
+from analysis.study.cells import Result
 from problems import VE, Gaussian, smooth_mixture, toy_mixture
 from solvers import Adams, EulerMaruyama, Node, Taylor
 from solvers.grids import alternating
@@ -280,6 +282,32 @@ def test_every_certificate_of_a_random_method_passes():
     assert set(exact["verdict"]) == {"rounding"}
     assert set(exact["kind"]) == {"moments"}
     assert set(exact["form"]) == {"optimal-ddim", "optimal-ddpm"}
+
+
+def test_a_last_step_that_is_not_felt_yet_leaves_an_order_open(tmp_path):
+    """Of 1,536 equal steps of log-SNR the last, by DDIM, errs too little to hide the order of the rest."""
+    words = ["--samples", "8", "--solvers", "unipc2-lower", "--forms", "preconditioned", "--grids", "log-snr"]
+    table = run(tmp_path, *words, "--start", "1", "--stop", "0.001")
+    assert table["order"].tolist() == [2]
+    assert table["slope"].to_numpy() == pytest.approx([3.0], abs=0.05)
+    assert table["verdict"].tolist() == ["unsettled"]
+
+
+@pytest.mark.parametrize(
+    ("slope", "low", "high", "said"),
+    [
+        (1.2, 1.1, 1.3, "pass"),
+        (1.3, 1.2, 1.4, "unsettled"),
+        (1.4, 1.3, 1.5, "FAIL"),
+        (0.6, 0.5, 0.7, "FAIL"),
+        (0.7, 0.6, 0.8, "unsettled"),
+    ],
+)
+def test_a_slope_fails_whose_interval_does_not_reach_the_order(slope, low, high, said):
+    (c,), problem = certificates("ddim", METHODS["ddim"], SMOOTH.schedule, 0.3), between(SMOOTH, *INSIDE)
+    steps = np.array([64, 32, 16])
+    arrays = {"steps": steps, "error": steps[:, None] ** -slope, "stands": np.ones(3)}
+    assert verdict(c, problem, Slope(slope, low, high), Result({}, arrays)) == said
 
 
 def test_what_cannot_be_certified_is_told_with_the_reason(tmp_path, monkeypatch, capsys):
